@@ -1,0 +1,43 @@
+# One way to run things; continuous integration calls the same targets. `make help` lists them.
+
+PYTHON ?= python
+SOURCES := cnnext bench examples tests build_tools setup.py
+CPP_SOURCES := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+.DEFAULT_GOAL := help
+.PHONY: help build test doctest lint format typecheck bench matrix clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## compile the kernels and install the package, editable, with all development tools
+	$(PYTHON) -m pip install --editable ".[dev]"
+
+test: ## run the tests
+	$(PYTHON) -m pytest
+
+doctest: ## run the examples in the docstrings
+	$(PYTHON) -m pytest --doctest-modules cnnext bench
+
+lint: ## check style: ruff for Python, clang-format for C++ and CUDA
+	$(PYTHON) -m ruff check $(SOURCES)
+	$(PYTHON) -m ruff format --check $(SOURCES)
+	clang-format --dry-run --Werror $(CPP_SOURCES)
+
+format: ## rewrite sources in that style
+	$(PYTHON) -m ruff check --fix $(SOURCES)
+	$(PYTHON) -m ruff format $(SOURCES)
+	clang-format -i $(CPP_SOURCES)
+
+typecheck: ## check the type hints
+	$(PYTHON) -m mypy
+
+bench: ## measure accuracy and speed against PyTorch
+	$(PYTHON) -m bench
+
+matrix: ## install the package in fresh environments: CPU torch, CUDA torch with and without nvcc, no torch
+	bash build_tools/install_matrix.sh
+
+clean: ## remove what builds and tools leave behind
+	rm -rf build dist *.egg-info cnnext/*.so cnnext/build_info.json .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +

@@ -1,0 +1,357 @@
+"""Measures one case: the error of both sides against float64, and the time of both.
+
+"cnnext" is a module of cnnext, "pytorch" is `nn.Conv2d` (or the network made of it) with the same weights, input, dtype
+and memory format, which is how PyTorch is told to use its best kernel for that layout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import cnnext
+from bench.cases import KINDS, LAYOUTS, Layer, LayerShape, input_size, to_pytorch
+from bench.timer import Budget, Clock, Timing, compare
+
+#: A case of a network takes a larger share of the time than one of a layer: its calls are that much longer.
+NETWORK_WEIGHT = 6.0
+SIDES = ("cnnext", "pytorch")
+NETWORK_PASSES = ("inference", "training")
+
+Case = dict[str, Any]
+Result = torch.Tensor | Sequence[torch.Tensor]
+Call = Callable[[], Result]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every case of a run shares."""
+
+    device: torch.device
+    dtype: torch.dtype
+    batch: int
+    layouts: tuple[str, ...]
+    backward: bool
+    seed: int = 0
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype without its module, such as ``float32``."""
+        return str(self.dtype).removeprefix("torch.")
+
+
+def _move(module: nn.Module, device: torch.device, layout: str) -> nn.Module:
+    """Move a module to a device and its filters to a memory format, in place."""
+    return module.to(device).to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
+
+
+# ------------------------------------------------------------------------------------------------------------- accuracy
+
+
+def relative_error(result: Result, reference: Result) -> float:
+    """Return the largest deviation from ``reference``, as a fraction of its largest magnitude.
+
+    Args:
+        result: a tensor of any shape and dtype, or a sequence of them, taken together.
+        reference: the same shapes, float64.
+
+    Returns:
+        ``max |result - reference| / max |reference|``; infinite if the result has a NaN or an infinity.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    Example:
+        >>> relative_error(torch.tensor([1.0, 2.5]), torch.tensor([1.0, 2.0], dtype=torch.float64))
+        0.25
+    """
+    results = [result] if isinstance(result, torch.Tensor) else list(result)
+    references = [reference] if isinstance(reference, torch.Tensor) else list(reference)
+    shapes, true_shapes = ([tuple(t.shape) for t in tensors] for tensors in (results, references))
+    if shapes != true_shapes:
+        raise ValueError(f"shapes {shapes} are not the reference's {true_shapes}")
+    deviation = scale = 0.0
+    for mine, true in zip(results, references, strict=True):
+        if true.numel() == 0:
+            continue
+        difference = (mine.detach().to("cpu", torch.float64) - true).abs().max().item()
+        if math.isnan(difference):
+            return math.inf
+        deviation = max(deviation, difference)
+        scale = max(scale, true.abs().max().item())
+    return deviation / scale if scale > 0 else deviation
+
+
+def is_accurate(error: float, baseline: float | None, dtype: torch.dtype) -> bool:
+    """Say whether an error is explained by rounding.
+
+    An error is accepted up to 16 epsilon of the dtype, or up to 8 times the error that PyTorch makes on the same call:
+    through a whole network rounding adds up in both sides alike.
+    """
+    return error <= max(16 * torch.finfo(dtype).eps, 8 * (baseline or 0.0))
+
+
+# --------------------------------------------------------------------------------------------------------------- timing
+
+
+def _timing_json(timing: Timing, images: int) -> dict[str, float | int]:
+    return {
+        "ms": timing.median * 1e3,
+        "ms_p20": timing.p20 * 1e3,
+        "ms_p80": timing.p80 * 1e3,
+        "images_per_s": images / timing.median,
+        "samples": timing.samples,
+    }
+
+
+def measure(
+    case: Case,
+    prepare: Mapping[str, Callable[[], Call]],
+    reference: Result,
+    settings: Settings,
+    clock: Clock,
+    budget: Budget,
+) -> Case:
+    """Fill in the results of a case.
+
+    A side that raises is recorded in ``case["failures"]`` with its message, and the other side is still measured.
+
+    Args:
+        case: what identifies the case; not changed.
+        prepare: for each of `SIDES`, a function that builds the call to check and time, which returns what to compare.
+        reference: the true result, float64 on the CPU.
+        settings: of the run.
+        clock: of the device.
+        budget: of the run; this case takes its share.
+
+    Returns:
+        The case with ``error``, ``accurate``, ``failures``, a timing for each side and ``ratio``, which is PyTorch's
+        time over cnnext's: above 1, cnnext is faster.
+    """
+    errors: dict[str, float | None] = dict.fromkeys(SIDES)
+    failures: dict[str, str] = {}
+    calls: dict[str, Call] = {}
+    for side, build in prepare.items():
+        try:
+            call = build()
+            error = relative_error(call(), reference)
+            if not math.isfinite(error):
+                raise ArithmeticError("the result has a NaN or an infinity")
+            errors[side], calls[side] = error, call
+        except Exception as failure:
+            failures[side] = f"{type(failure).__name__}: {failure}"
+    seconds = budget.take(NETWORK_WEIGHT if case["kind"] == "network" else 1.0)
+    timings = compare(calls, clock, seconds) if calls else {}
+
+    result = dict(case)
+    result["error"] = errors
+    ours = errors["cnnext"]
+    result["accurate"] = ours is not None and is_accurate(ours, errors["pytorch"], settings.dtype)
+    result["failures"] = failures
+    for side in SIDES:
+        result[side] = _timing_json(timings[side], settings.batch) if side in timings else None
+    both = all(side in timings for side in SIDES)
+    result["ratio"] = timings["pytorch"].median / timings["cnnext"].median if both else None
+    return result
+
+
+# --------------------------------------------------------------------------------------------------------------- layers
+
+
+@dataclass(frozen=True)
+class _LayerData:
+    """Input, filter and output gradient of a layer, in the dtype under test but NCHW, and the true results."""
+
+    x: torch.Tensor  # N x C x H x W
+    weight: torch.Tensor  # K x C/groups x R x S
+    bias: torch.Tensor | None  # K
+    dy: torch.Tensor  # N x K x P x Q
+    references: dict[str, torch.Tensor]  # by pass, float64 on the CPU
+
+
+def _layer_data(layer: Layer, settings: Settings) -> _LayerData:
+    generator = torch.Generator().manual_seed(settings.seed)
+    shape = layer.shape
+
+    def random(*size: int, scale: float = 1.0) -> torch.Tensor:
+        return (torch.randn(*size, generator=generator) * scale).to(settings.dtype)
+
+    channels_per_group = shape.C // shape.groups
+    weight_scale = (channels_per_group * shape.R * shape.S) ** -0.5
+    x = random(settings.batch, shape.C, shape.H, shape.W)
+    weight = random(shape.K, channels_per_group, shape.R, shape.S, scale=weight_scale)
+    bias = random(shape.K) if shape.bias else None
+    dy = random(settings.batch, shape.K, shape.P, shape.Q)
+
+    x64 = x.double().requires_grad_(settings.backward)
+    weight64 = weight.double().requires_grad_(settings.backward)
+    bias64 = None if bias is None else bias.double()
+    y64 = F.conv2d(x64, weight64, bias64, shape.stride, shape.padding, shape.dilation, shape.groups)
+    references = {"forward": y64.detach()}
+    if settings.backward:
+        wanted = {"backward_input": x64, "backward_weight": weight64}
+        wanted = {name: tensor for name, tensor in wanted.items() if name in layer.passes}
+        gradients = torch.autograd.grad(y64, list(wanted.values()), dy.double())
+        references |= dict(zip(wanted, gradients, strict=True))
+    return _LayerData(x, weight, bias, dy, references)
+
+
+def _layer_call(
+    shape: LayerShape,
+    data: _LayerData,
+    module_class: type[nn.Conv2d],
+    layout: str,
+    pass_name: str,
+    device: torch.device,
+) -> Call:
+    """Build the call to time. A backward pass runs the forward once, here, and then only the wanted gradient."""
+    memory_format = LAYOUTS[layout]
+    module = shape.make(module_class)
+    module.weight = nn.Parameter(data.weight)
+    if data.bias is not None:
+        module.bias = nn.Parameter(data.bias)
+    _move(module, device, layout)
+    x = data.x.to(device).contiguous(memory_format=memory_format)
+    if pass_name == "forward":
+        return lambda: module(x)
+
+    # Only what the pass needs asks for a gradient, so that neither side computes the other one as well.
+    module.requires_grad_(False)
+    target = x if pass_name == "backward_input" else module.weight
+    target.requires_grad_(True)
+    y = module(x)
+    dy = data.dy.to(device).contiguous(memory_format=memory_format)
+    return lambda: torch.autograd.grad(y, target, dy, retain_graph=True)[0]
+
+
+def _paths(shape: LayerShape, settings: Settings, layout: str) -> dict[str, str]:
+    """Return the name of the implementation that each side selects for a layer, such as ``cpu`` and ``Mkldnn``."""
+    # Only sizes, dtype, device and memory format matter; the values are as they come.
+    options: dict[str, Any] = {"dtype": settings.dtype, "device": settings.device, "memory_format": LAYOUTS[layout]}
+    x = torch.empty(settings.batch, shape.C, shape.H, shape.W, **options)
+    weight = torch.empty(shape.K, shape.C // shape.groups, shape.R, shape.S, **options)
+    bias = torch.empty(shape.K, dtype=settings.dtype, device=settings.device) if shape.bias else None
+
+    family = "grouped" if KINDS[shape.kind] is cnnext.GroupedConv2d else shape.kind
+    groups = {"groups": shape.groups} if family == "grouped" else {}
+    geometry = (shape.stride, shape.padding, shape.dilation)
+    explanation = cnnext.backends.explain(f"{family}_conv2d", x, weight, bias, *geometry, **groups)
+    chosen = [line.partition(":")[0] for line in explanation.splitlines() if line.endswith(": chosen")]
+
+    select = getattr(torch._C, "_select_conv_backend", None)  # private, and so not to be relied on
+    selected = select(x, weight, bias, *map(list, geometry), False, [0, 0], shape.groups) if select else "unknown"
+    return {"cnnext": chosen[0], "pytorch": str(selected).rpartition(".")[2]}
+
+
+def measure_layer(
+    layer: Layer, settings: Settings, clock: Clock, budget: Budget, announce: Callable[[str], None]
+) -> Iterator[Case]:
+    """Yield the cases of a layer: each layout, and in it each pass.
+
+    Args:
+        layer: what to measure.
+        settings: of the run.
+        clock: of the device.
+        budget: of the run.
+        announce: told the id of a case before it starts.
+    """
+    shape = layer.shape
+    passes = layer.passes if settings.backward else ("forward",)
+    announce(f"{shape.name}: reference in float64")
+    data = _layer_data(layer, settings)
+    for layout in settings.layouts:
+        paths = _paths(shape, settings, layout)
+        for pass_name in passes:
+            case_id = f"{shape.name}/{layout}/{pass_name}"
+            announce(case_id)
+            case: Case = {
+                "id": case_id,
+                "kind": shape.kind,
+                "layer": shape.name,
+                "shape": asdict(shape),
+                "counts": layer.counts,
+                "multiply_adds": shape.multiply_adds(settings.batch),
+                "layout": layout,
+                "pass": pass_name,
+                "paths": paths,
+            }
+            modules: dict[str, type[nn.Conv2d]] = {"cnnext": KINDS[shape.kind], "pytorch": nn.Conv2d}
+            prepare = {
+                side: partial(_layer_call, shape, data, module, layout, pass_name, settings.device)
+                for side, module in modules.items()
+            }
+            with torch.inference_mode() if pass_name == "forward" else contextlib.nullcontext():
+                yield measure(case, prepare, data.references[pass_name], settings, clock, budget)
+
+
+# ------------------------------------------------------------------------------------------------------------- networks
+
+
+def _network_call(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, pass_name: str) -> Call:
+    """Build the call to time: logits, or the gradients of all parameters.
+
+    A training step is forward, loss and backward. The optimiser is left out: it is the same on both sides.
+    """
+    if pass_name == "inference":
+        network.eval()
+        return lambda: network(images)
+    network.train()
+    parameters = list(network.parameters())
+    return lambda: torch.autograd.grad(F.cross_entropy(network(images), labels), parameters)
+
+
+def measure_network(
+    name: str, settings: Settings, clock: Clock, budget: Budget, announce: Callable[[str], None]
+) -> Iterator[Case]:
+    """Yield the cases of a network: inference and training step, each in each layout.
+
+    Args:
+        name: one of `cnnext.models.list_models`.
+        settings: of the run.
+        clock: of the device.
+        budget: of the run.
+        announce: told the id of a case before it starts.
+    """
+    torch.manual_seed(settings.seed)
+    network = cnnext.models.create_model(name).to(settings.dtype)
+    size = input_size(network)
+    images = torch.randn(settings.batch, *size).to(settings.dtype)
+    labels = torch.randint(1000, (settings.batch,))
+    exact = to_pytorch(copy.deepcopy(network)).double()
+
+    for pass_name in NETWORK_PASSES if settings.backward else NETWORK_PASSES[:1]:
+        mode = torch.inference_mode if pass_name == "inference" else contextlib.nullcontext
+        announce(f"{name} {pass_name}: reference in float64")
+        with mode():
+            reference = _network_call(exact, images.double(), labels, pass_name)()
+        for layout in settings.layouts:
+            case_id = f"{name}/{layout}/{pass_name}"
+            announce(case_id)
+            case: Case = {
+                "id": case_id,
+                "kind": "network",
+                "network": name,
+                "input_size": size,
+                "layout": layout,
+                "pass": pass_name,
+            }
+            memory_format = LAYOUTS[layout]
+            ours = _move(copy.deepcopy(network), settings.device, layout)
+            theirs = to_pytorch(copy.deepcopy(ours))
+            x = images.to(settings.device).contiguous(memory_format=memory_format)
+            y = labels.to(settings.device)
+            prepare = {
+                side: partial(_network_call, contender, x, y, pass_name)
+                for side, contender in {"cnnext": ours, "pytorch": theirs}.items()
+            }
+            with mode():
+                yield measure(case, prepare, reference, settings, clock, budget)

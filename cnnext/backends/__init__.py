@@ -1,0 +1,140 @@
+"""Which kernels run a convolution, and why.
+
+Backends, in the order in which they are tried: "cuda" (cnnext's CUDA kernels), "cpu" (cnnext's C++ kernels) and "aten"
+(PyTorch's own convolution, which takes whatever F.conv2d takes). The first that can run a call runs it.
+
+>>> import torch, cnnext
+>>> "aten" in cnnext.backends.available()
+True
+>>> x, w = torch.randn(1, 8, 16, 16), torch.randn(8, 1, 3, 3)
+>>> with cnnext.backends.use("aten"):
+...     y = cnnext.functional.depthwise_conv2d(x, w, padding=1)
+"""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, cast
+
+from torch import Tensor
+
+from cnnext.backends import aten, cpu, cuda
+from cnnext.backends.call import Backend, ConvCall
+
+__all__ = ["BackendError", "available", "explain", "use"]
+
+_BACKENDS: dict[str, Backend] = {module.name: cast(Backend, module) for module in (cuda, cpu, aten)}
+
+# The backends that can run anything in this process. Fixed after import, as the shared objects are.
+_AVAILABLE: tuple[Backend, ...] = tuple(b for b in _BACKENDS.values() if b.unavailable() is None)
+
+# By the type of the input's device, the available backends that may run on it. "aten" runs on all.
+_CANDIDATES: dict[str, tuple[Backend, ...]] = {
+    device: tuple(b for b in _AVAILABLE if b.name in (device, "aten")) for device in ("cpu", "cuda")
+}
+
+# What `use` has set: a backend for every call that does not name one, or None to choose for each call.
+_in_use: Backend | None = None
+
+
+class BackendError(RuntimeError):
+    """A backend that was asked for by name cannot run the call."""
+
+
+def available() -> list[str]:
+    """Names of the backends that can run in this process, in the order in which they are tried."""
+    return [backend.name for backend in _AVAILABLE]
+
+
+def _lookup(name: str) -> Backend:
+    if name not in _BACKENDS:
+        raise ValueError(f"unknown backend {name!r}: expected one of {', '.join(map(repr, _BACKENDS))}")
+    return _BACKENDS[name]
+
+
+class use:
+    """Makes one backend run every convolution of cnnext in this process, until changed or for a `with` block.
+
+    Args:
+        name: "cuda", "cpu" or "aten"; None to let cnnext choose for each call, which is the default.
+
+    Raises:
+        ValueError: the name is unknown.
+        BackendError: (at a call) the backend cannot run it; the message says why.
+
+    >>> with use("aten"):
+    ...     pass
+    """
+
+    def __init__(self, name: str | None) -> None:
+        global _in_use
+        self._previous = _in_use
+        _in_use = None if name is None else _lookup(name)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        global _in_use
+        _in_use = self._previous
+
+
+def run(call: ConvCall, name: str | None = None) -> Tensor:
+    """Runs `call` on the backend called `name`, else on the one set by `use`, else on the first that can."""
+    wanted = _in_use if name is None else _lookup(name)
+    if wanted is not None:
+        reason = wanted.unavailable() or wanted.refuses(call)
+        if reason is not None:
+            raise BackendError(f"backend {wanted.name!r} cannot run this {call.family} convolution: {reason}")
+        return wanted.run(call)
+    for backend in _CANDIDATES.get(call.input.device.type, _AVAILABLE):
+        if backend.refuses(call) is None:
+            return backend.run(call)
+    raise AssertionError("aten refuses nothing")
+
+
+def is_forced(name: str | None) -> bool:
+    """Whether a call that asks for the backend `name` insists on one, by that name or by `use`."""
+    return name is not None or _in_use is not None
+
+
+def explain(op: str, *args: Any, **kwargs: Any) -> str:
+    """Says which backend runs a call, and why the ones before it do not.
+
+    Args:
+        op: "depthwise_conv2d", "grouped_conv2d" or "pointwise_conv2d".
+        *args: the arguments of the function of that name in cnnext.functional.
+        **kwargs: likewise.
+
+    Returns:
+        One line a backend, in the order in which they are tried.
+
+    Raises:
+        ValueError: `op` is not one of the three.
+
+    >>> import torch
+    >>> print(explain("pointwise_conv2d", torch.zeros(1, 8, 4, 4, dtype=torch.int64), torch.zeros(8, 8, 1, 1)))
+    ... # doctest: +ELLIPSIS
+    cuda: ...
+    cpu: ...
+    aten: chosen
+    """
+    from cnnext import functional
+
+    call, wanted_name = functional.make_call(op, *args, **kwargs)
+    wanted = _in_use if wanted_name is None else _lookup(wanted_name)
+    lines, chosen = [], False
+    for backend in _BACKENDS.values():
+        reason = backend.unavailable() or backend.refuses(call)
+        if wanted is not None and backend is not wanted:
+            verdict = f"not asked, {wanted.name!r} is asked for by name"
+        elif reason is not None:
+            verdict = f"cannot run this: {reason}"
+        elif chosen:
+            verdict = "could run this, but an earlier one is chosen"
+        else:
+            chosen, verdict = True, "chosen"
+        lines.append(f"{backend.name}: {verdict}")
+    return "\n".join(lines)

@@ -1,0 +1,34 @@
+"""What several families share: checks of arguments and the initialisation of weights."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def check_positive_int(name: str, value: object) -> None:
+    """Raise TypeError unless ``value`` is an int, ValueError unless it is at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def init_weights(model: nn.Module) -> None:
+    """Initialise convolutions as He et al. (https://arxiv.org/abs/1502.01852), batch norms as the identity.
+
+    The variance counts the fan-out, so that gradients keep their scale on the way back. For a depthwise convolution
+    the fan-out is that of one group.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            taps = module.kernel_size[0] * module.kernel_size[1]
+            fan_out = taps * module.out_channels / module.groups
+            nn.init.normal_(module.weight, std=(2.0 / fan_out) ** 0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,222 @@
+#include "problem.h"
+
+namespace cnnext::bindings {
+namespace {
+
+using torch::headeronly::ScalarType;
+
+std::string list_to_string(const IntList& list) {
+  std::string text = "[";
+  for (size_t i = 0; i < list.size(); ++i) text += (i ? ", " : "") + std::to_string(list[i]);
+  return text + "]";
+}
+
+Pair make_pair(const IntList& list, const char* name) {
+  STD_TORCH_CHECK(list.size() == 1 || list.size() == 2, "expected ", name,
+                  " to be a single integer value or a list of 2 values to match the convolution dimensions, but got ",
+                  name, "=", list_to_string(list));
+  return {list.front(), list.back()};
+}
+
+const char* dtype_name(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float: return "float";
+    case ScalarType::Double: return "double";
+    case ScalarType::Half: return "c10::Half";
+    case ScalarType::BFloat16: return "c10::BFloat16";
+    default: return torch::headeronly::toString(type);
+  }
+}
+
+int64_t output_size(int64_t size, int64_t filter, int64_t stride, int64_t padding, int64_t dilation) {
+  return (size + 2 * padding - dilation * (filter - 1) - 1) / stride + 1;
+}
+
+Dims4 dense_strides(const Dims4& sizes, Layout layout) {
+  const auto [n, c, h, w] = sizes;
+  (void)n;
+  if (layout == Layout::kNHWC) return {h * w * c, 1, w * c, c};
+  return {c * h * w, h * w, w, 1};
+}
+
+}  // namespace
+
+std::string to_string(const Dims4& dims) { return list_to_string(IntList(dims.begin(), dims.end())); }
+
+Dims4 sizes_of(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return {sizes[0], sizes[1], sizes[2], sizes[3]};
+}
+
+Dims4 strides_of(const Tensor& tensor) {
+  const auto strides = tensor.strides();
+  return {strides[0], strides[1], strides[2], strides[3]};
+}
+
+Geometry make_geometry(const IntList& stride, const IntList& padding, const IntList& dilation) {
+  const Geometry geometry{make_pair(stride, "stride"), make_pair(padding, "padding"), make_pair(dilation, "dilation")};
+  STD_TORCH_CHECK(geometry.padding.h >= 0 && geometry.padding.w >= 0, "negative padding is not supported");
+  STD_TORCH_CHECK(geometry.stride.h > 0 && geometry.stride.w > 0, "non-positive stride is not supported");
+  STD_TORCH_CHECK(geometry.dilation.h > 0 && geometry.dilation.w > 0, "dilation should be greater than zero, but got ",
+                  list_to_string(dilation));
+  return geometry;
+}
+
+Layout suggested_layout(const Dims4& sizes, const Dims4& strides) {
+  // Walks c, w, h, n from the innermost: each stride must be at least what the dimensions inside it span.
+  int64_t span = 0;
+  if (strides[1] == 0) return Layout::kNCHW;
+  for (const int d : {1, 3, 2, 0}) {
+    if (sizes[d] == 0 || strides[d] < span) return Layout::kNCHW;
+    // NOTE: N x 1 x 1 x 1 fits both layouts; torch calls it contiguous.
+    if (d == 0 && span == strides[1]) return Layout::kNCHW;
+    span = strides[d];
+    if (sizes[d] > 1) span *= sizes[d];
+  }
+  return Layout::kNHWC;
+}
+
+Layout output_layout(const Tensor& input, const Tensor& weight) {
+  const bool channels_last = suggested_layout(sizes_of(input), strides_of(input)) == Layout::kNHWC ||
+                             suggested_layout(sizes_of(weight), strides_of(weight)) == Layout::kNHWC;
+  return channels_last ? Layout::kNHWC : Layout::kNCHW;
+}
+
+ConvParams make_params(Family family, const Dims4& input, const Dims4& weight, const Geometry& geometry,
+                       int64_t groups) {
+  const auto [N, C, H, W] = input;
+  const auto [K, channels_per_group, R, S] = weight;
+  if (groups == kDepthwiseGroups) {
+    STD_TORCH_CHECK(channels_per_group == 1, "depthwise_conv2d expects a weight of size [K, 1, R, S], but got ",
+                    to_string(weight));
+    groups = C;
+  }
+  STD_TORCH_CHECK(groups > 0, "non-positive groups is not supported");
+  STD_TORCH_CHECK(K >= groups, "Given groups=", groups, ", expected weight to be at least ", groups,
+                  " at dimension 0, but got weight of size ", to_string(weight), " instead");
+  STD_TORCH_CHECK(K % groups == 0, "Given groups=", groups, ", expected weight to be divisible by ", groups,
+                  " at dimension 0, but got weight of size [", to_string(weight), "] instead");
+  STD_TORCH_CHECK(C == channels_per_group * groups, "Given groups=", groups, ", weight of size ", to_string(weight),
+                  ", expected input", to_string(input), " to have ", channels_per_group * groups,
+                  " channels, but got ", C, " channels instead");
+  STD_TORCH_CHECK(R > 0 && S > 0, "kernel size should be greater than zero, but got kernel_height: ", R,
+                  " kernel_width: ", S);
+  STD_TORCH_CHECK(family != Family::kPointwise || (R == 1 && S == 1),
+                  "pointwise_conv2d expects a weight of size [K, C, 1, 1], but got ", to_string(weight));
+  const int64_t padded_h = H + 2 * geometry.padding.h, padded_w = W + 2 * geometry.padding.w;
+  const int64_t span_h = geometry.dilation.h * (R - 1) + 1, span_w = geometry.dilation.w * (S - 1) + 1;
+  STD_TORCH_CHECK(padded_h >= span_h && padded_w >= span_w, "Calculated padded input size per channel: (", padded_h,
+                  " x ", padded_w, "). Kernel size: (", span_h, " x ", span_w,
+                  "). Kernel size can't be greater than actual input size");
+  STD_TORCH_CHECK(C > 0 && H > 0 && W > 0, "Only zero batch or zero channel inputs are supported, but got input shape: ",
+                  to_string(input));
+  ConvParams params{};
+  params.N = N, params.C = C, params.H = H, params.W = W;
+  params.K = K, params.R = R, params.S = S;
+  params.P = output_size(H, R, geometry.stride.h, geometry.padding.h, geometry.dilation.h);
+  params.Q = output_size(W, S, geometry.stride.w, geometry.padding.w, geometry.dilation.w);
+  params.groups = groups;
+  params.stride_h = geometry.stride.h, params.stride_w = geometry.stride.w;
+  params.pad_h = geometry.padding.h, params.pad_w = geometry.padding.w;
+  params.dilation_h = geometry.dilation.h, params.dilation_w = geometry.dilation.w;
+  return params;
+}
+
+Dims4 make_dims(const IntList& list, const char* what) {
+  STD_TORCH_CHECK(list.size() == 4, "expected ", what, " to have 4 values, but got ", list.size());
+  return {list[0], list[1], list[2], list[3]};
+}
+
+void check_4d(const Tensor& tensor, const char* what) {
+  STD_TORCH_CHECK(tensor.dim() == 4, "Expected a 4-dimensional ", what, ", but got one of ", tensor.dim(),
+                  " dimensions");
+}
+
+void check_like(const Tensor& tensor, const char* what, const Tensor& reference) {
+  STD_TORCH_CHECK(tensor.is_cuda() == reference.is_cuda() && tensor.is_cpu() == reference.is_cpu() &&
+                      tensor.get_device_index() == reference.get_device_index(),
+                  "Expected all tensors to be on the same device, but ", what, " is on another");
+  STD_TORCH_CHECK(tensor.scalar_type() == reference.scalar_type(), "Expected all tensors to have the same dtype, but ",
+                  what, " has ", dtype_name(tensor.scalar_type()), " instead of ",
+                  dtype_name(reference.scalar_type()));
+}
+
+void check_grad_output(const Tensor& grad_output, const ConvParams& params) {
+  check_4d(grad_output, "grad_output");
+  const Dims4 expected{params.N, params.K, params.P, params.Q};
+  STD_TORCH_CHECK(sizes_of(grad_output) == expected, "expected grad_output of size ", to_string(expected),
+                  ", but got ", to_string(sizes_of(grad_output)));
+}
+
+DType dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return DType::kFloat32;
+    case ScalarType::Double: return DType::kFloat64;
+    case ScalarType::Half: return DType::kFloat16;
+    case ScalarType::BFloat16: return DType::kBFloat16;
+    default:
+      STD_TORCH_CHECK(false, "cnnext's kernels take float32, float64, float16 and bfloat16, but got ",
+                      dtype_name(tensor.scalar_type()));
+  }
+  return DType::kFloat32;
+}
+
+Tensor empty_dense(const Dims4& sizes, Layout layout, const Tensor& like) {
+  const Dims4 strides = dense_strides(sizes, layout);
+  int32_t dtype = 0, device_type = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, sizes.data(), strides.data(), dtype, device_type,
+                                                         like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+Tensor empty_1d(int64_t size, const Tensor& like) { return torch::stable::new_empty(like, {size}); }
+
+Tensor with_unit_stride(const Tensor& tensor, Layout layout) {
+  const int unit_dim = layout == Layout::kNHWC ? 1 : 3;
+  if (tensor.stride(unit_dim) == 1 || tensor.size(unit_dim) == 1) return tensor;
+  Tensor copy = empty_dense(sizes_of(tensor), layout, tensor);
+  torch::stable::copy_(copy, tensor);
+  return copy;
+}
+
+Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+Strides4 kernel_strides(const Tensor& tensor, Layout layout) {
+  const Dims4 strides = strides_of(tensor);
+  Strides4 result{strides[0], strides[1], strides[2], strides[3]};
+  (layout == Layout::kNHWC ? result.c : result.w) = 1;
+  return result;
+}
+
+ForwardCall prepare_forward(Family family, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                            const Geometry& geometry, int64_t groups, int64_t activation) {
+  check_4d(input, "input");
+  check_4d(weight, "weight");
+  check_like(weight, "weight", input);
+  STD_TORCH_CHECK(activation >= 0 && activation <= static_cast<int64_t>(Activation::kHardswish),
+                  "activation should be between 0 and ", static_cast<int64_t>(Activation::kHardswish), ", but got ",
+                  activation);
+  ConvParams params = make_params(family, sizes_of(input), sizes_of(weight), geometry, groups);
+  params.dtype = dtype_of(input);
+  params.activation = static_cast<Activation>(activation);
+  params.layout = output_layout(input, weight);
+  std::optional<Tensor> bias_data;
+  if (bias.has_value()) {
+    check_like(*bias, "bias", input);
+    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == params.K, "expected bias to be 1-dimensional with ", params.K,
+                    " elements, but got bias of ", bias->dim(), " dimensions and ", bias->numel(), " elements");
+    bias_data = as_contiguous(*bias);
+  }
+  ForwardCall call{params, with_unit_stride(input, params.layout), as_contiguous(weight), bias_data,
+                   empty_dense({params.N, params.K, params.P, params.Q}, params.layout, input)};
+  call.params.x_strides = kernel_strides(call.x, params.layout);
+  call.params.y_strides = kernel_strides(call.output, params.layout);
+  return call;
+}
+
+}  // namespace cnnext::bindings

@@ -1,0 +1,96 @@
+// From tensors to a checked ConvParams. Shared by the CPU and the CUDA binding; uses the LibTorch stable ABI only.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../conv_params.h"
+
+namespace cnnext::bindings {
+
+using torch::stable::Tensor;
+using IntList = std::vector<int64_t>;
+
+/// The kinds of convolution behind the operators. They share every check but that on the groups.
+enum class Family { kDepthwise, kGrouped, kPointwise };
+
+/// A (height, width) argument of an operator.
+struct Pair {
+  int64_t h, w;
+};
+
+struct Geometry {
+  Pair stride, padding, dilation;
+};
+
+/// Sizes or strides of a 4-d tensor.
+using Dims4 = std::array<int64_t, 4>;
+
+std::string to_string(const Dims4& dims);
+
+Dims4 sizes_of(const Tensor& tensor);
+Dims4 strides_of(const Tensor& tensor);
+
+/// Checks the lists' lengths and signs, with the words of F.conv2d.
+Geometry make_geometry(const IntList& stride, const IntList& padding, const IntList& dilation);
+
+/// Layout that `tensor`'s strides suggest, by the rule of at::Tensor::suggest_memory_format.
+Layout suggested_layout(const Dims4& sizes, const Dims4& strides);
+
+/// Layout of the result: channels_last if either the input or the weight is, as F.conv2d decides.
+Layout output_layout(const Tensor& input, const Tensor& weight);
+
+/// Passed for `groups` where the family decides: as many groups as channels.
+constexpr int64_t kDepthwiseGroups = -1;
+
+/// Params of the problem without strides, layout and dtype. Throws what F.conv2d throws for the same sizes.
+ConvParams make_params(Family family, const Dims4& input, const Dims4& weight, const Geometry& geometry, int64_t groups);
+
+/// An operator's list of 4 sizes.
+Dims4 make_dims(const IntList& list, const char* what);
+
+/// Number of dimensions must be 4; `what` names the tensor in the error.
+void check_4d(const Tensor& tensor, const char* what);
+
+/// `tensor` must have the device and the dtype of `reference`.
+void check_like(const Tensor& tensor, const char* what, const Tensor& reference);
+
+/// `grad_output` must be N x K x P x Q.
+void check_grad_output(const Tensor& grad_output, const ConvParams& params);
+
+/// The kernels' name for the tensor's dtype; throws for those they do not have.
+DType dtype_of(const Tensor& tensor);
+
+/// Uninitialised, dense in `layout`, with the dtype and device of `like`.
+Tensor empty_dense(const Dims4& sizes, Layout layout, const Tensor& like);
+Tensor empty_1d(int64_t size, const Tensor& like);
+
+/// `tensor` itself if the dimension that `layout` names has stride 1, else a dense copy in that layout.
+Tensor with_unit_stride(const Tensor& tensor, Layout layout);
+
+/// `tensor` itself if it is contiguous, else a contiguous copy.
+Tensor as_contiguous(const Tensor& tensor);
+
+/// Strides for the kernels. A dimension of size 1 gets stride 1 where the layout asks for it.
+Strides4 kernel_strides(const Tensor& tensor, Layout layout);
+
+/// Everything that a forward kernel is called with.
+struct ForwardCall {
+  ConvParams params;
+  Tensor x, w;
+  std::optional<Tensor> bias;
+  Tensor output;
+};
+
+/// Checks the arguments of a forward operator and allocates its output. With an empty batch there is nothing to compute.
+ForwardCall prepare_forward(Family family, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                            const Geometry& geometry, int64_t groups, int64_t activation);
+
+}  // namespace cnnext::bindings

@@ -1,0 +1,250 @@
+// Gradients of depthwise convolution with respect to its filter and bias, NHWC:
+//
+//   dw[k, r, s] = sum over n, p, q of dy[n, p, q, k] * x[n, p * stride_h + r * dilation_h - pad_h,
+//                                                       q * stride_w + s * dilation_w - pad_w, k / m]
+//   dbias[k]    = sum over n, p, q of dy[n, p, q, k]
+//
+// x: N x H x W x C, dy: N x P x Q x K, dw: K x R x S, m = K / C.
+//
+// Vectors run over channels. The N * P rows of dy are cut into parts, a number that follows from the shape alone; a task
+// owns the sums of one part and one group of channels, and walks its rows once. Within a row the sums of a few filter
+// rows stay in registers while kTile pixels of dy slide along: a loaded x serves every tap. At the end the parts are
+// added in order, so the result does not depend on the threads.
+// Limit: memory for 3x3; else 1 fused multiply-add a tap and vector.
+#pragma once
+
+#include "depthwise_correlate_nhwc.h"
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+/// Filter rows whose sums are in registers together: as many as fit beside kTile values of dy.
+template <int kTaps>
+constexpr int kSumRows = (kTaps == 3 || Vec<float>::kWidth == 16) ? (kTaps <= 5 ? 3 : 2) : 1;
+
+/// One row of dy against the rows of x under it.
+template <class T, class A>
+struct WeightRow {
+  const ConvParams& p;
+  const T* dy;
+  int64_t dy_stride;   // from pixel to pixel
+  const T* const* x;   // one for each filter row, null where it lies outside
+  A* sums;             // tap t at sums + t * sums_stride, whole vectors; the sum of dy follows the last tap
+  int64_t sums_stride;
+};
+
+/// Adds the products of n pixels of dy (n = 1 or kTile) with filter rows 0 .. kRows of `x`. kChecked: columns may lie
+/// outside x, and lanes may be few.
+template <int n, int kRows, int kTaps, int kStep, bool kChecked, class T, class A>
+CNNEXT_INLINE void accumulate_tile(const WeightRow<T, A>& row, const T* const* x, int64_t first, int64_t channel,
+                                   int lanes, Vec<A> (&sums)[kRows][kTaps], Vec<A>& bias_sum) {
+  using V = Vec<A>;
+  constexpr int kWindow = (n - 1) * kStep + kTaps;
+  const int64_t column = first * kStep - row.p.pad_w;
+  const int64_t begin = max(0, -column);
+  const int64_t end = row.p.W - column;
+
+  V gradient[n];
+  for (int t = 0; t < n; ++t) {
+    gradient[t] = load_lanes<kChecked, A>(row.dy + (first + t) * row.dy_stride + channel, lanes);
+    bias_sum += gradient[t];
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    if (x[r] == nullptr) continue;
+    const T* source = x[r] + column * row.p.x_strides.w + channel;
+#pragma GCC unroll 32
+    for (int j = 0; j < kWindow; ++j) {
+      if (kChecked && (j < begin || j >= end)) continue;
+      const V value = load_lanes<kChecked, A>(source + j * row.p.x_strides.w, lanes);
+#pragma GCC unroll 32
+      for (int t = 0; t < n; ++t) {
+        const int s = j - t * kStep;
+        if (s >= 0 && s < kTaps) sums[r][s] = fma(value, gradient[t], sums[r][s]);
+      }
+    }
+  }
+}
+
+/// Adds one row of dy to the sums of one vector of channels, for an undilated filter kTaps wide.
+template <int kTaps, int kStep, class T, class A>
+CNNEXT_INLINE void accumulate_row(const WeightRow<T, A>& row, int64_t channel, int lanes) {
+  using V = Vec<A>;
+  constexpr int kRows = kSumRows<kTaps>;
+  for (int64_t first_r = 0; first_r < row.p.R; first_r += kRows) {
+    const T* x[kRows];
+    V sums[kRows][kTaps];
+    A* memory = row.sums + first_r * kTaps * row.sums_stride + channel;
+    for (int r = 0; r < kRows; ++r) {
+      x[r] = first_r + r < row.p.R ? row.x[first_r + r] : nullptr;
+      for (int s = 0; s < kTaps; ++s) {
+        sums[r][s] = x[r] ? V::load(memory + (r * kTaps + s) * row.sums_stride) : V::zero();
+      }
+    }
+    V bias_sum = V::zero();
+
+    int64_t first = 0;
+    for (; first + kTile <= row.p.Q; first += kTile) {
+      const int64_t column = first * kStep - row.p.pad_w;
+      if (lanes == V::kWidth && column >= 0 && column + (kTile - 1) * kStep + kTaps <= row.p.W) {
+        accumulate_tile<kTile, kRows, kTaps, kStep, false>(row, x, first, channel, lanes, sums, bias_sum);
+      } else {
+        accumulate_tile<kTile, kRows, kTaps, kStep, true>(row, x, first, channel, lanes, sums, bias_sum);
+      }
+    }
+    for (; first < row.p.Q; ++first) {
+      accumulate_tile<1, kRows, kTaps, kStep, true>(row, x, first, channel, lanes, sums, bias_sum);
+    }
+
+    for (int r = 0; r < kRows; ++r) {
+      for (int s = 0; s < kTaps; ++s) {
+        if (x[r]) sums[r][s].store(memory + (r * kTaps + s) * row.sums_stride);
+      }
+    }
+    if (first_r == 0) {
+      A* total = row.sums + row.p.R * kTaps * row.sums_stride + channel;
+      (V::load(total) + bias_sum).store(total);
+    }
+  }
+}
+
+/// The same for any filter: tap by tap, each with kVectors vectors of channels to hide the latency of the sums.
+template <int kVectors, class T, class A>
+CNNEXT_INLINE void accumulate_row_any(const WeightRow<T, A>& row, int64_t channel, int lanes) {
+  using V = Vec<A>;
+  for (int64_t tap = 0; tap <= row.p.R * row.p.S; ++tap) {
+    const bool is_bias = tap == row.p.R * row.p.S;
+    const T* x = is_bias ? nullptr : row.x[tap / row.p.S];
+    if (!is_bias && x == nullptr) continue;
+    // Pixels q whose column q * stride + offset lies inside.
+    const int64_t offset = tap % row.p.S * row.p.dilation_w - row.p.pad_w;
+    const int64_t begin = is_bias || offset >= 0 ? 0 : ceil_div(-offset, row.p.stride_w);
+    const int64_t inside = row.p.W - offset <= 0 ? 0 : ceil_div(row.p.W - offset, row.p.stride_w);
+    const int64_t end = is_bias ? row.p.Q : min(row.p.Q, inside);
+
+    A* memory = row.sums + tap * row.sums_stride + channel;
+    V sums[kVectors];
+    for (int v = 0; v < kVectors; ++v) sums[v] = V::load(memory + v * V::kWidth);
+    for (int64_t q = begin; q < end; ++q) {
+      const T* dy = row.dy + q * row.dy_stride + channel;
+      const T* source = x + (q * row.p.stride_w + offset) * row.p.x_strides.w + channel;
+      for (int v = 0; v < kVectors; ++v) {
+        const V gradient = load_lanes<kVectors == 1, A>(dy + v * V::kWidth, lanes);
+        sums[v] = is_bias ? sums[v] + gradient
+                          : fma(load_lanes<kVectors == 1, A>(source + v * V::kWidth, lanes), gradient, sums[v]);
+      }
+    }
+    for (int v = 0; v < kVectors; ++v) sums[v].store(memory + v * V::kWidth);
+  }
+}
+
+/// Adds one row of dy to the sums of `channels` channels. kTaps = 0: any filter.
+template <int kTaps, int kStep, class T, class A>
+void accumulate_row_channels(const WeightRow<T, A>& row, int64_t channels) {
+  constexpr int kWidth = Vec<A>::kWidth;
+  int64_t channel = 0;
+  if constexpr (kTaps == 0) {
+    for (; channel + 4 * kWidth <= channels; channel += 4 * kWidth) accumulate_row_any<4>(row, channel, kWidth);
+  }
+  for (; channel < channels; channel += kWidth) {
+    const int lanes = static_cast<int>(min(kWidth, channels - channel));
+    if constexpr (kTaps == 0) {
+      accumulate_row_any<1>(row, channel, lanes);
+    } else {
+      accumulate_row<kTaps, kStep>(row, channel, lanes);
+    }
+  }
+}
+
+template <class T, class A>
+void accumulate_row_dispatch(const WeightRow<T, A>& row, int64_t channels) {
+  const int64_t taps = row.p.dilation_w == 1 ? row.p.S : 0;
+  if (row.p.stride_w == 1) {
+    dispatch_int<3, 5, 7>(taps, [&](auto s) { accumulate_row_channels<s, 1>(row, channels); });
+  } else {
+    dispatch_int<3, 5, 7>(row.p.stride_w == 2 ? taps : 0, [&](auto s) { accumulate_row_channels<s, 2>(row, channels); });
+  }
+}
+
+/// How the sums are divided, from the shape alone.
+struct WeightTasks {
+  int64_t channel_groups, channels_per_group, row_parts;
+
+  explicit WeightTasks(const ConvParams& p) {
+    constexpr int64_t kGroup = 128;                    // channels: 256 or more contiguous bytes
+    constexpr int64_t kWorkPerTask = 256 * 1024;       // multiply-adds, some ten times the cost of adding a part
+    constexpr int64_t kMaxTasks = 64;
+    channels_per_group = min(p.C, kGroup);
+    channel_groups = ceil_div(p.C, channels_per_group);
+    const int64_t work = p.N * p.P * p.Q * p.K * p.R * p.S;
+    const int64_t tasks = min(kMaxTasks, ceil_div(work, kWorkPerTask));
+    row_parts = min(p.N * p.P, ceil_div(tasks, channel_groups));
+  }
+};
+
+template <class T, class A>
+void depthwise_backward_weight_nhwc(const ConvParams& p, const Parallel& parallel, const T* dy, const T* x, T* dw,
+                                    T* dbias) {
+  constexpr int kWidth = Vec<A>::kWidth;
+  const int64_t multiplier = p.K / p.C, taps = p.R * p.S;
+  const WeightTasks tasks(p);
+  // sums[part][tap or bias][j][c], with whole vectors for each j so that no two tasks share one.
+  const int64_t j_stride = ceil_div(p.C, kWidth) * kWidth;
+  const int64_t sums_stride = multiplier * j_stride, part_size = (taps + 1) * sums_stride;
+  Scratch<A, kFilterScratch> sums(tasks.row_parts * part_size);
+
+  const int64_t task_count = tasks.row_parts * tasks.channel_groups;
+  const int64_t total_work = p.N * p.P * p.Q * p.K * taps;
+  parallel(0, task_count, grain_for(total_work / task_count), [&](int64_t begin, int64_t end) {
+    Scratch<const T*, 32> x_rows(p.R);
+    Scratch<T, 2048> grouped(multiplier > 1 ? p.Q * p.K : 0);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t part = task / tasks.channel_groups;
+      const int64_t channel = task % tasks.channel_groups * tasks.channels_per_group;
+      const int64_t channels = min(tasks.channels_per_group, p.C - channel);
+      A* part_sums = sums.data() + part * part_size;
+      for (int64_t tap = 0; tap <= taps; ++tap) {
+        for (int64_t j = 0; j < multiplier; ++j) {
+          A* start = part_sums + tap * sums_stride + j * j_stride + channel;
+          for (int64_t c = 0; c < channels; c += kWidth) Vec<A>::zero().store(start + c);
+        }
+      }
+      const int64_t rows = p.N * p.P;
+      for (int64_t index = part * rows / tasks.row_parts; index < (part + 1) * rows / tasks.row_parts; ++index) {
+        const int64_t n = index / p.P, out_h = index % p.P;
+        for (int64_t r = 0; r < p.R; ++r) {
+          const int64_t h = out_h * p.stride_h + r * p.dilation_h - p.pad_h;
+          x_rows[r] = h < 0 || h >= p.H ? nullptr : x + n * p.x_strides.n + h * p.x_strides.h + channel;
+        }
+        const T* dy_row = dy + n * p.y_strides.n + out_h * p.y_strides.h;
+        if (multiplier > 1) regroup_channels(p, dy_row, p.y_strides.w, grouped.data());
+        for (int64_t j = 0; j < multiplier; ++j) {
+          const WeightRow<T, A> row{p,
+                                    multiplier > 1 ? grouped.data() + j * p.C + channel : dy_row + channel,
+                                    multiplier > 1 ? p.K : p.y_strides.w,
+                                    x_rows.data(),
+                                    part_sums + j * j_stride + channel,
+                                    sums_stride};
+          accumulate_row_dispatch(row, channels);
+        }
+      }
+    }
+  });
+
+  parallel(0, p.C, grain_for(multiplier * (taps + 1) * tasks.row_parts), [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      for (int64_t j = 0; j < multiplier; ++j) {
+        const int64_t k = c * multiplier + j;
+        for (int64_t tap = 0; tap <= taps; ++tap) {
+          A total = A(0);
+          for (int64_t part = 0; part < tasks.row_parts; ++part) {
+            total += sums[part * part_size + tap * sums_stride + j * j_stride + c];
+          }
+          if (tap < taps && dw) store_scalar(dw + k * taps + tap, total);
+          if (tap == taps && dbias) store_scalar(dbias + k, total);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace cnnext::cpu::CNNEXT_ISA

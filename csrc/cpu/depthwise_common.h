@@ -1,0 +1,87 @@
+// What the depthwise kernels of every direction and layout share: how work is split, scratch memory, the epilogue.
+#pragma once
+
+#include "activation.h"
+#include "simd.h"
+
+namespace cnnext::cpu::CNNEXT_ISA {
+
+/// The number of consecutive indices that are worth a thread, when each costs `work` multiply-adds. Waking the pool costs
+/// about 5 us, so a problem of less than two such chunks runs where it is called.
+CNNEXT_INLINE int64_t grain_for(int64_t work) {
+  constexpr int64_t kMinWorkPerThread = 64 * 1024;
+  return ceil_div(kMinWorkPerThread, max(work, 1));
+}
+
+/// An uninitialised array: on the stack when it has at most kInline elements, which is the common case, else on the heap.
+template <class A, int64_t kInline>
+class Scratch {
+ public:
+  explicit Scratch(int64_t size)
+      : data_(size <= kInline ? inline_
+                              : static_cast<A*>(::operator new(static_cast<size_t>(size) * sizeof(A), kAlignment))) {}
+  ~Scratch() {
+    if (data_ != inline_) ::operator delete(data_, kAlignment);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+
+  A* data() { return data_; }
+  A& operator[](int64_t i) { return data_[i]; }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  alignas(64) A inline_[kInline];
+  A* data_;
+};
+
+/// Applies a smooth activation to n vectors. Out of line: it is rare, and its code is long.
+template <class A>
+[[gnu::noinline]] void activate_all(Vec<A>* v, int n, Activation activation) {
+  for (int i = 0; i < n; ++i) v[i] = activate(v[i], activation);
+}
+
+/// The activation, arranged so that none, relu and relu6 cost two instructions and no branch that is taken.
+template <class A>
+class Epilogue {
+ public:
+  explicit Epilogue(Activation activation)
+      : lower_(clamps(activation) && activation != Activation::kNone ? A(0) : -std::numeric_limits<A>::infinity()),
+        upper_(activation == Activation::kRelu6 ? A(6) : std::numeric_limits<A>::infinity()),
+        other_(clamps(activation) ? Activation::kNone : activation) {}
+
+  template <int n>
+  CNNEXT_INLINE void apply(Vec<A> (&v)[n]) const {
+    const Vec<A> lower(lower_), upper(upper_);
+    for (int i = 0; i < n; ++i) v[i] = min(upper, max(lower, v[i]));
+    if (__builtin_expect(other_ != Activation::kNone, 0)) {
+      // A copy, so that v itself can stay in registers.
+      Vec<A> in_memory[n];
+      for (int i = 0; i < n; ++i) in_memory[i] = v[i];
+      activate_all(in_memory, n, other_);
+      for (int i = 0; i < n; ++i) v[i] = in_memory[i];
+    }
+  }
+
+ private:
+  static bool clamps(Activation a) {
+    return a == Activation::kNone || a == Activation::kRelu || a == Activation::kRelu6;
+  }
+
+  A lower_, upper_;
+  Activation other_;
+};
+
+/// Calls f with the std::integral_constant of `value` when it is one of `known`, else with that of 0: "any value".
+template <int first, int... rest, class F>
+CNNEXT_INLINE void dispatch_int(int64_t value, const F& f) {
+  if (value == first) {
+    f(std::integral_constant<int, first>{});
+  } else if constexpr (sizeof...(rest) > 0) {
+    dispatch_int<rest...>(value, f);
+  } else {
+    f(std::integral_constant<int, 0>{});
+  }
+}
+
+}  // namespace cnnext::cpu::CNNEXT_ISA

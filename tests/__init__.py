@@ -1,0 +1,1 @@
+"""Tests of cnnext; `tests.reference` states what is right, `tests.cases` which problems are tried."""

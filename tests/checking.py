@@ -1,0 +1,180 @@
+"""The checks that the tests of every op share: values, gradients, layouts, strides and determinism."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from cnnext.ops import FAMILIES
+from tests.cases import (
+    LAYOUTS,
+    Case,
+    apply_op,
+    integer_operands,
+    plain_conv2d,
+    random_grad,
+    random_operands,
+    with_size,
+)
+from tests.reference import assert_same_bits, assert_within, expect_forward, expect_gradients, upcast
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one call and its backward pass gave."""
+
+    output: torch.Tensor
+    grad_input: torch.Tensor
+    grad_weight: torch.Tensor
+    grad_bias: torch.Tensor | None
+
+
+def forward_and_backward(
+    op: str,
+    case: Case,
+    x: torch.Tensor,
+    w: torch.Tensor,
+    bias: torch.Tensor | None,
+    grad_output: torch.Tensor,
+    activation: str | None = None,
+    backend: str | None = None,
+) -> Result:
+    """Runs `op` and asks autograd for all gradients; x and w keep their strides."""
+    leaves = [t.detach().requires_grad_() for t in (x, w)]
+    if bias is not None:
+        leaves.append(bias.detach().requires_grad_())
+    output = apply_op(op, case, *leaves, activation=activation, backend=backend)
+    grads = torch.autograd.grad(output, leaves, grad_output)
+    return Result(output.detach(), grads[0], grads[1], grads[2] if bias is not None else None)
+
+
+def check_random_values(
+    op: str,
+    case: Case,
+    dtype: torch.dtype,
+    layout: str,
+    activation: str | None = None,
+    with_bias: bool = True,
+    backend: str | None = None,
+) -> None:
+    """Forward and all gradients of normally distributed operands stay within the bounds of the reference."""
+    x, w, bias = random_operands(case, dtype)
+    x, grad = LAYOUTS[layout](x), LAYOUTS[layout](random_grad(case, dtype))
+    used_bias = bias if with_bias else None
+    result = forward_and_backward(op, case, x, w, used_bias, grad, activation, backend)
+    _check_bookkeeping(result, x, w, used_bias)
+    assert_within(result.output, expect_forward(case, x, w, used_bias, activation), "forward")
+    expected = expect_gradients(case, grad, x, w, used_bias, activation)
+    assert_within(result.grad_input, expected.input, "input gradient")
+    assert_within(result.grad_weight, expected.weight, "weight gradient")
+    if result.grad_bias is not None:
+        assert_within(result.grad_bias, expected.bias, "bias gradient")
+
+
+def check_integer_values(op: str, case: Case, dtype: torch.dtype, layout: str, backend: str | None = None) -> None:
+    """Forward and all gradients of small integers are right to the last bit."""
+    x, w, bias = integer_operands(case, dtype)
+    x, grad = LAYOUTS[layout](x), LAYOUTS[layout](random_grad(case, dtype, integers=True))
+    result = forward_and_backward(op, case, x, w, bias, grad, backend=backend)
+    assert_same_bits(result.output, expect_forward(case, x, w, bias).value, "forward")
+    expected = expect_gradients(case, grad, x, w, bias)
+    assert_same_bits(result.grad_input, expected.input.value, "input gradient")
+    assert_same_bits(result.grad_weight, expected.weight.value, "weight gradient")
+    assert_same_bits(result.grad_bias, expected.bias.value, "bias gradient")
+
+
+def check_activation_kinks(op: str, case: Case, dtype: torch.dtype, layout: str, activation: str) -> None:
+    """At a kink, where sums are exactly 0, 3 or 6, value and slope are those of the activation itself."""
+    x, w, bias = integer_operands(case, dtype)
+    x, grad = LAYOUTS[layout](x), LAYOUTS[layout](random_grad(case, dtype, integers=True))
+    before = plain_conv2d(case, upcast(x), upcast(w), upcast(bias))
+    assert bool((before == 0).any()), "the case has no sum on the kink"
+    result = forward_and_backward(op, case, x, w, bias, grad, activation)
+    assert_within(result.output, expect_forward(case, x, w, bias, activation), "forward")
+    expected = expect_gradients(case, grad, x, w, bias, activation)
+    assert_within(result.grad_input, expected.input, "input gradient")
+    assert_within(result.grad_weight, expected.weight, "weight gradient")
+    assert_within(result.grad_bias, expected.bias, "bias gradient")
+
+
+def check_backward_ops(op: str, case: Case, dtype: torch.dtype, layout: str) -> None:
+    """The gradient operators, called directly, are exact on integers and obey `channels_last` and `with_bias`."""
+    x, w, bias = integer_operands(case, dtype)
+    x, grad = LAYOUTS[layout](x), LAYOUTS[layout](random_grad(case, dtype, integers=True))
+    expected = expect_gradients(case, grad, x, w, bias)
+    family = FAMILIES[op]
+    geometry = (case.stride, case.padding, case.dilation, *((case.groups,) if family.has_groups else ()))
+    for channels_last in (False, True):
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        grad_input = family.backward_input(grad, w, x.shape, *geometry, channels_last)
+        assert grad_input.is_contiguous(memory_format=memory_format)
+        assert_same_bits(grad_input, expected.input.value, "input gradient")
+        for with_bias in (False, True):
+            grad_weight, grad_bias = family.backward_weight(grad, x, w.shape, *geometry, with_bias, channels_last)
+            assert grad_weight.is_contiguous(memory_format=memory_format)
+            assert_same_bits(grad_weight, expected.weight.value, "weight gradient")
+            if with_bias:
+                assert_same_bits(grad_bias, expected.bias.value, "bias gradient")
+            else:
+                assert grad_bias.shape == (0,)
+
+
+def _check_bookkeeping(result: Result, x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None) -> None:
+    assert result.output.dtype == x.dtype
+    assert (result.grad_input.shape, result.grad_input.dtype) == (x.shape, x.dtype)
+    assert (result.grad_weight.shape, result.grad_weight.dtype) == (w.shape, w.dtype)
+    if bias is not None:
+        assert result.grad_bias is not None
+        assert (result.grad_bias.shape, result.grad_bias.dtype) == (bias.shape, bias.dtype)
+
+
+def check_strides(op: str, case: Case, dtype: torch.dtype, layout: str, weight_layout: str) -> None:
+    """The output's strides are those that F.conv2d gives for the same input and filter, and so are the fake's."""
+    x, w, bias = random_operands(case, dtype)
+    x, w = LAYOUTS[layout](x), LAYOUTS[weight_layout](w)
+    expected = plain_conv2d(case, x, w, bias)
+    actual = apply_op(op, case, x, w, bias)
+    assert actual.stride() == expected.stride()
+    meta = apply_op(op, case, *(_to_meta(t) for t in (x, w, bias)))
+    assert (meta.shape, meta.stride(), meta.dtype) == (expected.shape, expected.stride(), expected.dtype)
+
+
+def _to_meta(t: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="meta")
+
+
+def enlarged(cases: tuple[Case, ...]) -> tuple[Case, ...]:
+    """The cases with images large enough that a kernel splits them over threads."""
+    return tuple(with_size(case, n=4, h=case.h + 41, w=case.w + 38) for case in cases)
+
+
+def check_determinism(op: str, case: Case, dtype: torch.dtype, layout: str, activation: str | None = None) -> None:
+    """The same bits come out of every run, with one thread and with several."""
+    x, w, bias = random_operands(case, dtype)
+    x, grad = LAYOUTS[layout](x), LAYOUTS[layout](random_grad(case, dtype))
+    threads = torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(forward_and_backward(op, case, x, w, bias, grad, activation))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        for field in ("output", "grad_input", "grad_weight", "grad_bias"):
+            assert torch.equal(getattr(results[0], field), getattr(other, field)), f"{field} differs between runs"
+
+
+def check_poisoned_outputs(op: str, case: Case, dtype: torch.dtype, layout: str) -> None:
+    """Fresh memory is filled with NaN by torch, so an element that no kernel writes is seen as one."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    try:
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        assert bool(torch.empty(64, dtype=dtype).isnan().all()), "torch does not poison fresh memory"
+        torch.set_num_threads(2)  # another split of the work than in the other tests
+        check_integer_values(op, case, dtype, layout)
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]

@@ -1,0 +1,42 @@
+"""Settings of every test: threads, seeds, the reasons for skipping, and a refusal to test nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import cnnext
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Without the CPU kernels every call would go to aten and every comparison would hold."""
+    if "cpu" not in cnnext.backends.available():
+        pytest.exit(
+            "cnnext's CPU kernels are not loaded, so the tests would only compare PyTorch with itself. "
+            f"The package under test is {os.path.dirname(cnnext.__file__)}; `python -m cnnext.info` says what is missing, "
+            "`pip install -e .` builds it.",
+            returncode=3,
+        )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA GPU, and this machine has none")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _seeded_and_restored() -> Iterator[None]:
+    """Each test starts from the same seed, on one thread, and leaves torch's global settings as it found them."""
+    torch.manual_seed(20240917)
+    torch.set_num_threads(1)
+    default_dtype = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(default_dtype)
+    torch.use_deterministic_algorithms(False)
