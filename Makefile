@@ -36,7 +36,7 @@ bench: ## measure accuracy and speed against PyTorch
 	$(PYTHON) -m bench
 
 matrix: ## install the package in fresh environments: CPU torch, CUDA torch with and without nvcc, no torch
-	bash build_tools/install_matrix.sh
+	$(PYTHON) build_tools/install_matrix.py
 
 clean: ## remove what builds and tools leave behind
 	rm -rf build dist *.egg-info cnnext/*.so cnnext/build_info.json .mypy_cache .pytest_cache .ruff_cache .hypothesis

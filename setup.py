@@ -9,9 +9,11 @@ Environment variables:
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -41,16 +43,34 @@ def headers() -> list[str]:
     return sources("csrc/**/*.h", "csrc/**/*.cuh")
 
 
+@functools.cache
+def cuda_home() -> Path | None:
+    """The CUDA toolkit: what CUDA_HOME says, else the one nvcc belongs to, else the usual place.
+
+    torch takes the parent of the directory where nvcc is on PATH, which is no toolkit if that is a link or a wrapper.
+    """
+    if named := os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
+        candidates = [Path(named)]
+    else:
+        nvcc = shutil.which("nvcc")
+        candidates = [Path(nvcc).parent.parent, Path(nvcc).resolve().parent.parent] if nvcc else []
+        candidates.append(Path("/usr/local/cuda"))
+    for candidate in candidates:
+        if (candidate / "bin" / "nvcc").exists() and (candidate / "include" / "cuda_runtime_api.h").exists():
+            return candidate
+    return None
+
+
+@functools.cache
 def nvcc_version() -> tuple[int, int] | None:
     """Version of nvcc, or None if there is none."""
-    if cpp_extension.CUDA_HOME is None:
+    if cuda_home() is None:
         return None
-    nvcc = Path(cpp_extension.CUDA_HOME, "bin", "nvcc")
     try:
-        text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+        text = subprocess.run([cuda_home() / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    match = re.search(r"release (\d+)\.(\d+)", text)
+    match = re.search(r"release (\d+)\.(\d+)", text.stdout)
     return (int(match[1]), int(match[2])) if match else None
 
 
@@ -60,7 +80,7 @@ def why_no_cuda() -> str | None:
         return f"torch {torch.__version__} is built without CUDA"
     version = nvcc_version()
     if version is None:
-        return "nvcc was not found: put it on PATH or set CUDA_HOME"
+        return "nvcc was not found: put the CUDA toolkit's bin directory on PATH or set CUDA_HOME"
     if version[0] != int(torch.version.cuda.partition(".")[0]):
         return f"nvcc {version[0]}.{version[1]} and torch's CUDA {torch.version.cuda} differ in their major version"
     return None
@@ -104,13 +124,20 @@ def cuda_extension() -> cpp_extension.CUDAExtension:
 
 
 class BuildExtension(cpp_extension.BuildExtension):
-    """Builds the extensions, then writes down what was built, beside the package."""
+    """Builds the extensions, says so in one line, and writes down beside the package what was built."""
 
-    info: dict[str, object]
+    info: dict[str, dict[str, object]]
 
     def run(self) -> None:
+        cuda = self.info["cuda"]
+        if cuda["built"]:
+            parts = f"CPU kernels and CUDA kernels for {cuda['architectures']} (nvcc {cuda['nvcc']})"
+        else:
+            parts = f"CPU kernels; no CUDA kernels: {cuda['reason']}"
+        print(f"cnnext: building against torch {torch.__version__}: {parts}", flush=True)
         super().run()
-        package = ROOT / "cnnext" if self.inplace else Path(self.build_lib, "cnnext")
+        in_source_tree = self.inplace or self.editable_mode
+        package = ROOT / "cnnext" if in_source_tree else Path(self.build_lib, "cnnext")
         package.mkdir(parents=True, exist_ok=True)
         (package / "build_info.json").write_text(json.dumps(self.info, indent=2) + "\n")
 
@@ -118,23 +145,24 @@ class BuildExtension(cpp_extension.BuildExtension):
         return [*super().get_outputs(), str(Path(self.build_lib, "cnnext", "build_info.json"))]
 
 
-def main() -> None:
-    force = flag("CNNEXT_FORCE_CUDA")
+def plan_cuda() -> dict[str, object]:
+    """Whether the CUDA kernels will be built: for which architectures, or why not."""
     reason = "CNNEXT_SKIP_CUDA_BUILD is set" if flag("CNNEXT_SKIP_CUDA_BUILD") else why_no_cuda()
-    if force and reason:
-        raise SystemExit(f"cnnext: CNNEXT_FORCE_CUDA is set, but the CUDA kernels cannot be built: {reason}")
-    extensions = [cpu_extension()]
-    info: dict[str, object] = {"torch": torch.__version__, "cpu": {"built": True}}
     if reason is None:
-        architectures = choose_architectures()
-        extensions.append(cuda_extension())
         nvcc = ".".join(map(str, nvcc_version() or ()))
-        info["cuda"] = {"built": True, "architectures": architectures, "nvcc": nvcc}
-        summary = f"CPU and CUDA kernels ({architectures}, nvcc {nvcc})"
-    else:
-        info["cuda"] = {"built": False, "reason": reason}
-        summary = f"CPU kernels; no CUDA kernels: {reason}"
-    print(f"cnnext: building against torch {torch.__version__}: {summary}", flush=True)
+        return {"built": True, "architectures": choose_architectures(), "nvcc": nvcc}
+    if flag("CNNEXT_FORCE_CUDA"):
+        raise SystemExit(f"cnnext: CNNEXT_FORCE_CUDA is set, but the CUDA kernels cannot be built: {reason}")
+    return {"built": False, "reason": reason}
+
+
+def main() -> None:
+    cuda = plan_cuda()
+    extensions = [cpu_extension()]
+    if cuda["built"]:
+        cpp_extension.CUDA_HOME = str(cuda_home())
+        extensions.append(cuda_extension())
+    info = {"torch": {"version": torch.__version__}, "cpu": {"built": True}, "cuda": cuda}
     setup(
         ext_modules=extensions,
         cmdclass={"build_ext": type("build_ext", (BuildExtension,), {"info": info})},
@@ -142,4 +170,5 @@ def main() -> None:
     )
 
 
-main()
+if __name__ == "__main__":
+    main()

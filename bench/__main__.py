@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import re
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,12 +17,12 @@ import torch
 try:
     import cnnext
 except ImportError as error:
-    sys.exit(f"bench: cnnext cannot be imported ({error}); install it first: pip install -e .")
+    sys.exit(f"bench: cnnext cannot be imported ({error}); install it first: pip install .")
 try:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 except ImportError:
-    sys.exit('bench: the package "rich" is missing; install what the benchmark needs: pip install -e ".[bench]"')
+    sys.exit('bench: the package "rich" is missing; install what the benchmark needs: pip install ".[bench]"')
 
 from bench import environment, report
 from bench.cases import LAYOUTS, Layer, collect_layers
@@ -99,11 +100,17 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"may be repeated (default: {' and '.join(_DEFAULT_NETWORKS)})",
     )
     parser.add_argument("--threads", type=_positive_int, help="of the CPU (default: PyTorch's)")
+    parser.add_argument(
+        "--system-malloc",
+        action="store_true",
+        help="leave the C library's heap as it is; by default freed memory is kept, so that no call is charged for the "
+        "page faults of fresh memory, which come and go with what ran before",
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write (default: a dated name in bench/results)")
     parser.add_argument(
         "--seconds",
         type=_positive_seconds,
-        help=f"to spend; a case is sampled {MIN_ROUNDS} times whatever that takes (default: {_DEFAULT_SECONDS:.0f})",
+        help=f"to spend, about; cases are sampled {MIN_ROUNDS} times or more in it (default: {_DEFAULT_SECONDS:.0f})",
     )
     parser.add_argument("--forward-only", action="store_true", help="leave out gradients and training steps")
     parser.add_argument(
@@ -186,6 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Every call would go to PyTorch, and the benchmark would compare it with itself.
         where = Path(cnnext.__file__).parent
         parser.error(f"cnnext's kernels for {device.type} are not loaded in {where}; python -m cnnext.info says why")
+    keeps_freed_memory = not options.system_malloc and environment.keep_freed_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
     if device.type == "cuda":
@@ -212,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console = Console(width=180)  # a file or pipe has no width of its own; do not cut the tables at 80
     document: dict[str, Any] = {
         "format_version": _FORMAT_VERSION,
-        "environment": environment.describe(device),
+        "environment": environment.describe(device, keeps_freed_memory),
         "settings": {
             "dtype": settings.dtype_name,
             "batch": settings.batch,
@@ -234,6 +242,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if busy is not None and busy > _BUSY_LIMIT:
         console.print(f"[yellow]other processes keep {busy:.0%} of this machine busy: times will be too long[/]")
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    # A run that is told to stop, by ctrl-C or by a time limit, writes what it has.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
     try:
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

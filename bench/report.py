@@ -148,35 +148,27 @@ def _errors(cases: Iterable[Case], side: str) -> str:
     return _error(None if None in errors else max(errors, default=0.0))
 
 
+def _both(texts: Iterable[str]) -> str:
+    """What belongs to both sides, in the order of `SIDES`."""
+    return " / ".join(texts)
+
+
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for position, column in enumerate(columns):
         table.add_column(column, justify="left" if position < 2 else "right", no_wrap=position > 0)
     return table
 
 
 def network_table(cases: Sequence[Case]) -> Table:
-    """Build the table of networks: error, time and throughput of both sides."""
-    table = _table(
-        "Networks",
-        *(
-            "network",
-            "layout",
-            "ms cnnext",
-            "PyTorch",
-            "images/s cnnext",
-            "PyTorch",
-            "ratio",
-            "error cnnext",
-            "PyTorch",
-        ),
-    )
+    """Build the table of networks: time, throughput, ratio and error."""
+    table = _table("Networks: cnnext / PyTorch", "network", "layout", "ms", "images/s", "ratio", "error")
     for case in cases:
         if case["kind"] == "network":
-            times = [_time(case, side, unit) for unit in ("ms", "images_per_s") for side in SIDES]
-            errors = " / ".join(_error(case["error"][side]) for side in SIDES)
+            times = [_both(_time(case, side, unit) for side in SIDES) for unit in ("ms", "images_per_s")]
+            error = _both(_error(case["error"][side]) for side in SIDES)
             name = f"{case['network']} {case['pass']}"
-            table.add_row(name, _LAYOUT_LABEL[case["layout"]], *times, _ratio(case["ratio"]), errors)
+            table.add_row(name, _LAYOUT_LABEL[case["layout"]], *times, _ratio(case["ratio"]), error)
     return table
 
 
@@ -205,13 +197,13 @@ def _layer_table(title: str, cases: Sequence[Case], passes: Sequence[str]) -> Ta
         cells = []
         for p in passes:
             if p in group:
-                times = " / ".join(_time(group[p], side) for side in SIDES)
+                times = _both(_time(group[p], side) for side in SIDES)
                 cells += [times, _ratio(group[p]["ratio"])]
             else:
                 cells += ["", ""]
         paths = next(iter(group.values()))["paths"]
-        errors = " / ".join(_errors(group.values(), side) for side in SIDES)
-        table.add_row(layer, _LAYOUT_LABEL[layout], " / ".join(paths[side] for side in SIDES), *cells, errors)
+        errors = _both(_errors(group.values(), side) for side in SIDES)
+        table.add_row(layer, _LAYOUT_LABEL[layout], _both(paths[side] for side in SIDES), *cells, errors)
     return table
 
 

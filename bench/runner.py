@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +24,21 @@ from bench.timer import Budget, Clock, Timing, compare
 
 #: A case of a network takes a larger share of the time than one of a layer: its calls are that much longer.
 NETWORK_WEIGHT = 6.0
+#: A network's accuracy is taken on this many images at most: float64 gradients of a large batch would fill the memory.
+_CHECKED_IMAGES = 16
 SIDES = ("cnnext", "pytorch")
 NETWORK_PASSES = ("inference", "training")
 
 Case = dict[str, Any]
 Result = torch.Tensor | Sequence[torch.Tensor]
 Call = Callable[[], Result]
+
+
+class Contender(NamedTuple):
+    """One side of a case: the call whose result is compared with the reference, and the call that is timed."""
+
+    checked: Call
+    timed: Call
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,7 @@ class Settings:
 
 def _move(module: nn.Module, device: torch.device, layout: str) -> nn.Module:
     """Move a module to a device and its filters to a memory format, in place."""
-    return module.to(device).to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
+    return module.to(device).to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload, unused-ignore]
 
 
 # ------------------------------------------------------------------------------------------------------------- accuracy
@@ -115,7 +124,7 @@ def _timing_json(timing: Timing, images: int) -> dict[str, float | int]:
 
 def measure(
     case: Case,
-    prepare: Mapping[str, Callable[[], Call]],
+    prepare: Mapping[str, Callable[[], Contender]],
     reference: Result,
     settings: Settings,
     clock: Clock,
@@ -127,8 +136,8 @@ def measure(
 
     Args:
         case: what identifies the case; not changed.
-        prepare: for each of `SIDES`, a function that builds the call to check and time, which returns what to compare.
-        reference: the true result, float64 on the CPU.
+        prepare: for each of `SIDES`, a function that builds its calls.
+        reference: the true result of the checked call, float64 on the CPU.
         settings: of the run.
         clock: of the device.
         budget: of the run; this case takes its share.
@@ -142,11 +151,11 @@ def measure(
     calls: dict[str, Call] = {}
     for side, build in prepare.items():
         try:
-            call = build()
-            error = relative_error(call(), reference)
+            contender = build()
+            error = relative_error(contender.checked(), reference)
             if not math.isfinite(error):
                 raise ArithmeticError("the result has a NaN or an infinity")
-            errors[side], calls[side] = error, call
+            errors[side], calls[side] = error, contender.timed
         except Exception as failure:
             failures[side] = f"{type(failure).__name__}: {failure}"
     seconds = budget.take(NETWORK_WEIGHT if case["kind"] == "network" else 1.0)
@@ -205,24 +214,25 @@ def _layer_data(layer: Layer, settings: Settings) -> _LayerData:
     return _LayerData(x, weight, bias, dy, references)
 
 
-def _layer_call(
+def _layer_contender(
     shape: LayerShape,
     data: _LayerData,
     module_class: type[nn.Conv2d],
     layout: str,
     pass_name: str,
     device: torch.device,
-) -> Call:
-    """Build the call to time. A backward pass runs the forward once, here, and then only the wanted gradient."""
+) -> Contender:
+    """Build the call. A backward pass runs the forward once, here, and then only the wanted gradient."""
     memory_format = LAYOUTS[layout]
     module = shape.make(module_class)
     module.weight = nn.Parameter(data.weight)
     if data.bias is not None:
         module.bias = nn.Parameter(data.bias)
     _move(module, device, layout)
-    x = data.x.to(device).contiguous(memory_format=memory_format)
+    # Detached, because a pass may ask for its gradient, and the other passes share the data.
+    x = data.x.to(device).contiguous(memory_format=memory_format).detach()
     if pass_name == "forward":
-        return lambda: module(x)
+        return Contender(partial(module, x), partial(module, x))
 
     # Only what the pass needs asks for a gradient, so that neither side computes the other one as well.
     module.requires_grad_(False)
@@ -230,7 +240,11 @@ def _layer_call(
     target.requires_grad_(True)
     y = module(x)
     dy = data.dy.to(device).contiguous(memory_format=memory_format)
-    return lambda: torch.autograd.grad(y, target, dy, retain_graph=True)[0]
+
+    def gradient() -> torch.Tensor:
+        return torch.autograd.grad(y, target, dy, retain_graph=True)[0]
+
+    return Contender(gradient, gradient)
 
 
 def _paths(shape: LayerShape, settings: Settings, layout: str) -> dict[str, str]:
@@ -286,27 +300,34 @@ def measure_layer(
             }
             modules: dict[str, type[nn.Conv2d]] = {"cnnext": KINDS[shape.kind], "pytorch": nn.Conv2d}
             prepare = {
-                side: partial(_layer_call, shape, data, module, layout, pass_name, settings.device)
+                side: partial(_layer_contender, shape, data, module, layout, pass_name, settings.device)
                 for side, module in modules.items()
             }
             with torch.inference_mode() if pass_name == "forward" else contextlib.nullcontext():
-                yield measure(case, prepare, data.references[pass_name], settings, clock, budget)
+                result = measure(case, prepare, data.references[pass_name], settings, clock, budget)
+            yield result
 
 
 # ------------------------------------------------------------------------------------------------------------- networks
 
 
 def _network_call(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, pass_name: str) -> Call:
-    """Build the call to time: logits, or the gradients of all parameters.
+    """Build a call: one that returns logits, or one that returns the gradients of all parameters.
 
     A training step is forward, loss and backward. The optimiser is left out: it is the same on both sides.
     """
+    network.train(pass_name == "training")
     if pass_name == "inference":
-        network.eval()
-        return lambda: network(images)
-    network.train()
+        return partial(network, images)
     parameters = list(network.parameters())
     return lambda: torch.autograd.grad(F.cross_entropy(network(images), labels), parameters)
+
+
+def _network_contender(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, pass_name: str) -> Contender:
+    return Contender(
+        checked=_network_call(network, images[:_CHECKED_IMAGES], labels[:_CHECKED_IMAGES], pass_name),
+        timed=_network_call(network, images, labels, pass_name),
+    )
 
 
 def measure_network(
@@ -332,7 +353,7 @@ def measure_network(
         mode = torch.inference_mode if pass_name == "inference" else contextlib.nullcontext
         announce(f"{name} {pass_name}: reference in float64")
         with mode():
-            reference = _network_call(exact, images.double(), labels, pass_name)()
+            reference = _network_contender(exact, images.double(), labels, pass_name).checked()
         for layout in settings.layouts:
             case_id = f"{name}/{layout}/{pass_name}"
             announce(case_id)
@@ -350,8 +371,9 @@ def measure_network(
             x = images.to(settings.device).contiguous(memory_format=memory_format)
             y = labels.to(settings.device)
             prepare = {
-                side: partial(_network_call, contender, x, y, pass_name)
-                for side, contender in {"cnnext": ours, "pytorch": theirs}.items()
+                side: partial(_network_contender, side_network, x, y, pass_name)
+                for side, side_network in {"cnnext": ours, "pytorch": theirs}.items()
             }
             with mode():
-                yield measure(case, prepare, reference, settings, clock, budget)
+                result = measure(case, prepare, reference, settings, clock, budget)
+            yield result

@@ -171,7 +171,8 @@ def compare(
     Args:
         contenders: calls by name. Each is called before it is timed.
         clock: see `clock_for`.
-        seconds: time to spend on all contenders together. At least ``min_rounds`` rounds are run whatever they take.
+        seconds: time to spend on all contenders together. ``min_rounds`` rounds are run whatever they take; with no
+            time at all, one.
         min_rounds: a round is one turn of each contender.
 
     Returns:
@@ -182,6 +183,8 @@ def compare(
     """
     if not contenders:
         raise ValueError("nothing to time")
+    if seconds <= 0:
+        min_rounds = 1
     started = time.perf_counter()
     names = list(contenders)
     for name in names:

@@ -15,7 +15,6 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  the hooks of PEP 517 and PEP 660 that need no change
 
 MINIMUM_TORCH = (2, 11)
@@ -57,22 +56,11 @@ def _make_torch_importable() -> None:
 
 
 def get_requires_for_build_wheel(config_settings: dict | None = None) -> list[str]:
-    return build_meta.get_requires_for_build_wheel(config_settings) + _torch_requirement()
+    # NOTE: setuptools' own hook would run setup.py, which imports torch.
+    return _torch_requirement()
 
 
-def get_requires_for_build_editable(config_settings: dict | None = None) -> list[str]:
-    return build_meta.get_requires_for_build_editable(config_settings) + _torch_requirement()
+get_requires_for_build_editable = get_requires_for_build_wheel
 
-
-def build_wheel(
-    wheel_directory: str, config_settings: dict | None = None, metadata_directory: str | None = None
-) -> str:
-    _make_torch_importable()
-    return build_meta.build_wheel(wheel_directory, config_settings, metadata_directory)
-
-
-def build_editable(
-    wheel_directory: str, config_settings: dict | None = None, metadata_directory: str | None = None
-) -> str:
-    _make_torch_importable()
-    return build_meta.build_editable(wheel_directory, config_settings, metadata_directory)
+# Each hook runs in a process of its own, so once at import serves all of them.
+_make_torch_importable()

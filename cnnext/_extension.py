@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,23 @@ from cnnext import ops as _ops  # noqa: F401  the schemas must exist before kern
 
 __all__ = ["BUILD_INFO", "Extension", "cpu", "cuda"]
 
-_PACKAGE = Path(__file__).parent
+
+def _find(pattern: str) -> Path | None:
+    """A file that the build put beside the package.
+
+    The package may be the one in the source tree, imported because Python was started there, while the build is in the
+    installed one.
+    """
+    directories = [Path(__file__).parent]
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        installed = importlib.metadata.distribution("cnnext").locate_file("cnnext")
+        directories.append(Path(str(installed)))
+    return next((path for directory in directories for path in directory.glob(pattern)), None)
 
 
 def _read_build_info() -> dict[str, Any]:
-    path = _PACKAGE / "build_info.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    path = _find("build_info.json")
+    return {} if path is None else json.loads(path.read_text())
 
 
 #: What the build wrote down about itself: versions, architectures, and why a part was left out.
@@ -36,7 +49,7 @@ class Extension:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.path = next(_PACKAGE.glob(f"_C_{name}.*so"), None)
+        self.path = _find(f"_C_{name}.*so")
         self.reason = self._load()
 
     @property
@@ -47,11 +60,11 @@ class Extension:
     def _load(self) -> str | None:
         if self.path is None:
             built = BUILD_INFO.get(self.name, {})
-            return f"not built: {built.get('reason', 'no shared object beside the package')}"
+            return f"not built: {built.get('reason', 'run `pip install .` in the source tree')}"
         try:
             torch.ops.load_library(self.path)
         except OSError as error:
-            return f"built, but could not be loaded: {error}"
+            return f"built, but could not be loaded: {error.__cause__ or error}"
         return None
 
     def library(self) -> ctypes.CDLL:

@@ -3,6 +3,9 @@
 Every function takes an input (N, C, H, W) or unbatched (C, H, W), in any memory format, of any dtype that F.conv2d takes;
 float32, float64, float16 and bfloat16 run on cnnext's kernels, the rest on PyTorch's. The output has the shape, dtype and
 memory format that F.conv2d would give; sums are accumulated in float32 or wider.
+
+An activation is applied to the sum before it is rounded to the output's dtype. Where a gradient will be needed it is a step of
+its own instead, after the rounding, as it would be behind F.conv2d.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ def depthwise_conv2d(
         stride: pixels between outputs, an int or (height, width).
         padding: zeros added on both sides, an int or (height, width); or "valid" or "same".
         dilation: pixels between taps of the filter, an int or (height, width).
-        activation: one of `cnnext.ops.ACTIVATIONS`, applied before the result is rounded to its dtype.
+        activation: one of `cnnext.ops.ACTIVATIONS`; see this module's note on them.
         backend: "cuda", "cpu" or "aten" to insist on one; None to let cnnext choose.
 
     Returns:
@@ -87,7 +90,7 @@ def grouped_conv2d(
         padding: zeros added on both sides, an int or (height, width); or "valid" or "same".
         dilation: pixels between taps of the filter, an int or (height, width).
         groups: number of groups; C and K must be multiples of it.
-        activation: one of `cnnext.ops.ACTIVATIONS`, applied before the result is rounded to its dtype.
+        activation: one of `cnnext.ops.ACTIVATIONS`; see this module's note on them.
         backend: "cuda", "cpu" or "aten" to insist on one; None to let cnnext choose.
 
     Returns:
@@ -128,7 +131,7 @@ def pointwise_conv2d(
         stride: pixels between outputs, an int or (height, width).
         padding: zeros added on both sides, an int or (height, width); or "valid" or "same".
         dilation: as in F.conv2d; a filter of one tap has nothing to dilate.
-        activation: one of `cnnext.ops.ACTIVATIONS`, applied before the result is rounded to its dtype.
+        activation: one of `cnnext.ops.ACTIVATIONS`; see this module's note on them.
         backend: "cuda", "cpu" or "aten" to insist on one; None to let cnnext choose.
 
     Returns:

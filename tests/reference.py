@@ -89,9 +89,17 @@ def _gradients(
 
 
 def expect_forward(
-    case: Case, x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None, activation: str | None = None
+    case: Case,
+    x: torch.Tensor,
+    w: torch.Tensor,
+    bias: torch.Tensor | None,
+    activation: str | None = None,
+    rounded_sum: bool = False,
 ) -> Expected:
-    """activation(conv(x, w) + bias) in float64, with the bound for a result in x's dtype."""
+    """activation(conv(x, w) + bias) in float64, with the bound for a result in x's dtype.
+
+    With `rounded_sum` the sum may have been rounded to x's dtype before the activation.
+    """
     dtype = x.dtype
     x64, w64, bias64 = upcast(x), upcast(w), upcast(bias)
     value = F.conv2d(x64, w64, bias64, **_geometry(case))
@@ -100,7 +108,7 @@ def expect_forward(
     if activation is None:
         return Expected(value, rounding_bound(dtype, value, magnitude, depth))
     accumulator = accumulation_dtype(dtype)
-    before = rounding_bound(accumulator, value, magnitude, depth)
+    before = rounding_bound(dtype if rounded_sum else accumulator, value, magnitude, depth)
     result = activate(value, activation)
     bound = (
         _STEEPEST_SLOPE * before

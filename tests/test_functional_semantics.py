@@ -289,7 +289,7 @@ def test_meta_tensors(op: str) -> None:
     x, weight = torch.empty(2, 4, 9, 9, device="meta"), torch.empty(FILTERS[op], device="meta")
     actual, expected = ours(x, weight, stride=2, padding=1), theirs(x, weight, stride=2, padding=1)
     assert actual.device.type == "meta"
-    assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
+    assert (actual.shape, actual.dtype, actual.stride()) == (expected.shape, expected.dtype, expected.stride())
 
 
 class _Tagged(torch.Tensor):

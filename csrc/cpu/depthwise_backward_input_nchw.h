@@ -7,9 +7,9 @@
 // dx: N x C x H x W, dy: N x K x P x Q, m = K / C.
 //
 // The pixels of dx whose row is a modulo stride_h and whose column is b modulo stride_w form a class with taps of its own,
-// at fixed distances in dy: a correlation of step 1 (depthwise_correlate_nchw.h). An index of the parallel loop owns a
-// band of one plane dx[n, c], stride_h * (rows of a class) high; the rows of dy under it are packed once for all classes.
-// With stride_w > 1 the classes of a row are computed side by side, then interleaved.
+// at fixed distances in dy: a correlation of step 1 (depthwise_correlate_nchw.h), and nothing is tested for divisibility
+// inside it. An index of the parallel loop owns a band of one plane dx[n, c], stride_h * (rows of a class) high. With
+// stride_w = 2 the two classes of a row are computed side by side and interleaved in registers.
 #pragma once
 
 #include "depthwise_correlate_nchw.h"
@@ -20,7 +20,7 @@ namespace cnnext::cpu::CNNEXT_ISA {
 class TapClasses {
  public:
   TapClasses(int64_t size, int64_t stride, int64_t pad, int64_t dilation)
-      : taps_(size), positions_(size), begin_(stride + 1), first_(0), last_(0) {
+      : taps_(size), positions_(size), begin_(stride + 1) {
     int64_t count = 0;
     for (int64_t residue = 0; residue < stride; ++residue) {
       begin_[residue] = count;
@@ -29,120 +29,191 @@ class TapClasses {
         if (distance % stride != 0) continue;
         taps_[count] = tap;
         positions_[count++] = distance / stride;
-        first_ = count == 1 ? distance / stride : min(first_, distance / stride);
-        last_ = count == 1 ? distance / stride : max(last_, distance / stride);
       }
     }
     begin_[stride] = count;
+    first_ = last_ = positions_[0];
+    for (int64_t i = 1; i < count; ++i) {
+      first_ = min(first_, positions_[i]);
+      last_ = max(last_, positions_[i]);
+    }
   }
 
   int64_t count(int64_t residue) { return begin_[residue + 1] - begin_[residue]; }
   const int64_t* taps(int64_t residue) { return taps_.data() + begin_[residue]; }
   const int64_t* positions(int64_t residue) { return positions_.data() + begin_[residue]; }
-  /// The least and the greatest position of any class.
+  /// The least position of any class, and the number of positions from there to the greatest.
   int64_t first() const { return first_; }
-  int64_t last() const { return last_; }
+  int64_t span() const { return last_ - first_ + 1; }
 
  private:
   Scratch<int64_t, 16> taps_, positions_, begin_;
   int64_t first_, last_;
 };
 
-/// to[j * stride + residue] = from[residue * length + j]
+/// What is the same for every plane. Class (a, b) has the filter columns first_column[a * stride_w + b] ... in
+/// `positions`, and the weights first_weight[a * stride_w + b] ... of a channel's m filters, picked by weight_places.
 template <class T, class A>
-void interleave_row(const A* from, int64_t length, int64_t stride, T* to, int64_t width) {
-  constexpr int kWidth = Vec<A>::kWidth;
-  int64_t w = 0;
-  if (stride == 2) {
-    for (; w + 2 * kWidth <= width; w += 2 * kWidth) {
-      Vec<A> even = Vec<A>::load(from + w / 2), odd = Vec<A>::load(from + length + w / 2);
-      zip(even, odd);
-      even.store(to + w);
-      odd.store(to + w + kWidth);
-    }
-    if (w < width) {
-      Vec<A> even = Vec<A>::load(from + w / 2), odd = Vec<A>::load(from + length + w / 2);
-      zip(even, odd);
-      even.store(to + w, static_cast<int>(min(kWidth, width - w)));
-      odd.store(to + w + kWidth, static_cast<int>(max(0, width - w - kWidth)));
-    }
-    return;
-  }
-  for (int64_t residue = 0; residue < stride; ++residue) {
-    for (int64_t j = 0; j * stride + residue < width; ++j) {
-      store_scalar(to + j * stride + residue, from[residue * length + j]);
+struct InputCall {
+  const ConvParams& p;
+  const T *dy, *w;
+  T* dx;
+  int64_t first_tap_row;  // of dy, for row 0 of a class
+  int64_t table_size;     // rows of dy under a block of rows
+  int64_t bands;          // of a class of rows
+  const TapPosition* positions;
+  const int64_t* weight_places;
+  const int64_t *first_column, *first_weight;
+
+  int64_t multiplier() const { return p.K / p.C; }
+  int64_t weights() const { return multiplier() * p.R * p.S; }
+  PlaneShape dy_shape() const { return {p.P, p.Q, p.y_strides.h, multiplier(), p.y_strides.c}; }
+};
+
+/// Calls f(weights, plane of dy, plane of dx, row class a, first row in the class, rows) for each band of the range.
+template <class T, class A, class F>
+CNNEXT_INLINE void for_input_bands(const InputCall<T, A>& call, int64_t begin, int64_t end, const F& f) {
+  const ConvParams& p = call.p;
+  Scratch<A, 64> weights(call.weights());
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t plane = index / call.bands, n = plane / p.C, c = plane % p.C;
+    const int64_t first = index % call.bands * kBandRows;
+    const T* w = call.w + c * call.weights();
+    for (int64_t i = 0; i < call.weights(); ++i) weights[i] = load_scalar<A>(w + call.weight_places[i]);
+    for (int64_t a = 0; a < min(p.stride_h, p.H); ++a) {
+      const int64_t rows = min(kBandRows, ceil_div(p.H - a, p.stride_h) - first);
+      if (rows <= 0) continue;
+      f(weights.data(), call.dy + n * p.y_strides.n + c * call.multiplier() * p.y_strides.c,
+        call.dx + n * p.x_strides.n + c * p.x_strides.c, a, first, rows);
     }
   }
 }
 
+/// Columns of dx that one vector of each class covers together.
+template <int kRows, class T, class A>
+CNNEXT_INLINE void store_interleaved(Vec<A> (&even)[kRows], Vec<A> (&odd)[kRows], T* dx, int64_t dx_stride,
+                                     int64_t rows, int64_t width) {
+  constexpr int kWidth = Vec<A>::kWidth;
+#pragma GCC unroll 8
+  for (int i = 0; i < kRows; ++i) interleave(even[i], odd[i]);
+  store_rows(even, dx, dx_stride, rows, static_cast<int>(min(kWidth, width)));
+  if (width > kWidth) store_rows(odd, dx + kWidth, dx_stride, rows, static_cast<int>(min(kWidth, width - kWidth)));
+}
+
+/// Stores the first lanes of acc, rows dx_stride apart and lanes `stride` apart.
+template <int kRows, class T, class A>
+void store_strided(const Vec<A> (&acc)[kRows], T* dx, int64_t dx_stride, int64_t rows, int64_t stride, int64_t lanes) {
+  for (int64_t row = 0; row < rows; ++row) {
+    A values[Vec<A>::kWidth];
+    acc[row].store(values);
+    for (int64_t lane = 0; lane < lanes; ++lane) store_scalar(dx + row * dx_stride + lane * stride, values[lane]);
+  }
+}
+
+template <int kR, class T, class A>
+void backward_input_range(const InputCall<T, A>& call, int64_t begin, int64_t end) {
+  using V = Vec<A>;
+  using Source = RowSource<1, T, A>;
+  const ConvParams& p = call.p;
+  const int64_t class_width = ceil_div(p.W, p.stride_w), classes = p.stride_h * p.stride_w;
+  Scratch<const T*, 48> row_pointers(call.multiplier() * call.table_size);
+  ZeroRow<T> zeros(p.Q);
+  Source source(call.dy_shape(), row_pointers.data(), call.table_size, zeros.data(), 1);
+  // All classes at once: those of class i begin at first_column[i] of each strip.
+  const StripTaps<Source> taps(source, call.positions, call.first_column[classes], class_width, 1, V::kWidth);
+
+  for_input_bands(call, begin, end, [&](const A* weights, const T* dy, T* dx, int64_t a, int64_t first, int64_t height) {
+    source.select_plane(dy);
+    const int64_t dx_stride = p.stride_h * p.x_strides.h;
+    for_row_blocks(height, [&](auto block_rows, int64_t i, int64_t rows) {
+      source.select_rows(call.first_tap_row + first + i, call.table_size - (kRowBlock - block_rows));
+      T* out = dx + a * p.x_strides.h + (first + i) * dx_stride;
+      for (int64_t j = 0, strip = 0; j < class_width; j += V::kWidth, ++strip) {
+        const auto accumulate = [&](int64_t b, V(&acc)[block_rows]) {
+          const int64_t id = a * p.stride_w + b, column = call.first_column[id];
+          for (int row = 0; row < block_rows; ++row) acc[row] = V::zero();
+          accumulate_columns<block_rows, kR, 1>(source, taps.strip(strip) + column, call.first_column[id + 1] - column,
+                                                weights + call.first_weight[id], 1, acc);
+        };
+        V acc[block_rows];
+        if (p.stride_w == 1) {
+          accumulate(0, acc);
+          store_rows(acc, out + j, dx_stride, rows, static_cast<int>(min(V::kWidth, class_width - j)));
+        } else if (kR == 1 && p.stride_w == 2) {
+          V odd[block_rows];
+          accumulate(0, acc);
+          accumulate(1, odd);
+          store_interleaved(acc, odd, out + 2 * j, dx_stride, rows, p.W - 2 * j);
+        } else if (kR == 1) {
+          for (int64_t b = 0; b < min(p.stride_w, p.W); ++b) {
+            accumulate(b, acc);
+            const int64_t lanes = min(V::kWidth, ceil_div(p.W - b, p.stride_w) - j);
+            store_strided(acc, out + j * p.stride_w + b, dx_stride, rows, p.stride_w, lanes);
+          }
+        }
+      }
+    });
+  });
+}
+
+/// Stride 1, two rows a vector: 4 vectors make a block of 8 rows.
+template <int kR, class T, class A>
+void backward_input_range_pairs(const InputCall<T, A>& call, int64_t begin, int64_t end) {
+  using V = Vec<A>;
+  constexpr int kPairs = 4;
+  const ConvParams& p = call.p;
+  RowPairSource<T, A> source(call.dy_shape());
+  const StripTaps<RowPairSource<T, A>> taps(source, call.positions, p.S, 2 * p.Q, 1, V::kWidth);
+  for_input_bands(call, begin, end, [&](const A* weights, const T* dy, T* dx, int64_t, int64_t first, int64_t rows) {
+    source.select_plane(dy);
+    for (int64_t i = first; i < first + rows; i += 2 * kPairs) {
+      source.select_rows(call.first_tap_row + i, 2 * (kPairs - 1) + kR);
+      V acc[kPairs] = {V::zero(), V::zero(), V::zero(), V::zero()};
+      accumulate_columns<kPairs, kR, 2>(source, taps.strip(0), p.S, weights, 2, acc);
+      store_row_pairs(acc, dx + i * p.W, p.W, first + rows - i);
+    }
+  });
+}
+
 template <class T, class A>
 void depthwise_backward_input_nchw(const ConvParams& p, const Parallel& parallel, const T* dy, const T* w, T* dx) {
-  const int64_t multiplier = p.K / p.C, taps = p.R * p.S;
+  const int64_t multiplier = p.K / p.C, taps = p.R * p.S, classes = p.stride_h * p.stride_w;
   TapClasses row_taps(p.R, p.stride_h, p.pad_h, p.dilation_h), column_taps(p.S, p.stride_w, p.pad_w, p.dilation_w);
-  const int64_t class_height = ceil_div(p.H, p.stride_h), class_width = ceil_div(p.W, p.stride_w);
+  const int64_t bands = ceil_div(ceil_div(p.H, p.stride_h), kBandRows), table_size = kRowBlock - 1 + row_taps.span();
+  const bool whole = classes == 1 && p.dilation_h == 1 && is_fast_filter<T>(p.R);
 
-  // The rows of the m planes of dy lie one plane after the other in the scratch.
-  const PackedRows packing(1, column_taps.first(), class_width + column_taps.last() - column_taps.first());
-  const int64_t span = row_taps.last() - row_taps.first() + 1;
-  const int64_t rows_per_band = band_rows(packing.pitch * multiplier, span, 1, class_height);
-  const int64_t bands = ceil_div(class_height, rows_per_band);
-  const int64_t plane_size = packing.pitch * (rows_per_band - 1 + span);
+  Scratch<TapPosition, 64> positions(multiplier * taps);
+  Scratch<int64_t, 64> weight_places(multiplier * taps);
+  Scratch<int64_t, 16> first_column(classes + 1), first_weight(classes + 1);
+  int64_t column = 0, weight = 0;
+  for (int64_t id = 0; id < classes; ++id) {
+    const int64_t a = id / p.stride_w, b = id % p.stride_w;
+    first_column[id] = column;
+    first_weight[id] = weight;
+    for (int64_t j = 0; j < multiplier; ++j) {
+      for (int64_t l = 0; l < column_taps.count(b); ++l) {
+        for (int64_t i = 0; i < row_taps.count(a); ++i) {
+          if (i == 0 || !whole) {
+            const int64_t row = row_taps.positions(a)[i] - row_taps.first();
+            positions[column++] = {j * table_size + row, column_taps.positions(b)[l]};
+          }
+          weight_places[weight++] = j * taps + row_taps.taps(a)[i] * p.S + column_taps.taps(b)[l];
+        }
+      }
+    }
+  }
+  first_column[classes] = column;
 
-  const bool interleave = p.stride_w > 1;
-  const int64_t line_length = class_width + Vec<A>::kWidth;  // interleaving reads whole vectors
-
-  const int64_t work = multiplier * rows_per_band * p.W * p.S * ceil_div(p.R, 1);
+  const InputCall<T, A> call{p,     dy,   w,         dx,    row_taps.first(), table_size, bands, positions.data(),
+                             weight_places.data(), first_column.data(), first_weight.data()};
+  const int64_t work = multiplier * min(kBandRows, ceil_div(p.H, p.stride_h)) * ceil_div(p.W, p.stride_w) * taps;
   parallel(0, p.N * p.C * bands, grain_for(work), [&](int64_t begin, int64_t end) {
-    Scratch<A, kBandScratch> packed(packing.size(multiplier * (rows_per_band - 1 + span)));
-    Scratch<A, kBandScratch / 2> lines(interleave ? rows_per_band * p.stride_w * line_length : 0);
-    Scratch<A, 64> weights(multiplier * taps);
-    Scratch<int64_t, 64> offsets(multiplier * taps);
-    for (int64_t index = begin; index < end; ++index) {
-      const int64_t n = index / bands / p.C, c = index / bands % p.C, first_row = index % bands * rows_per_band;
-      const int64_t rows = min(rows_per_band, class_height - first_row);
-      for (int64_t j = 0; j < multiplier; ++j) {
-        packing.fill(packed.data() + j * plane_size, dy + n * p.y_strides.n + (c * multiplier + j) * p.y_strides.c,
-                     p.y_strides.h, p.P, p.Q, first_row + row_taps.first(), rows - 1 + span);
-      }
-      for (int64_t a = 0; a < min(p.stride_h, p.H); ++a) {
-        const int64_t num_r = row_taps.count(a);
-        const int64_t height = min(rows, ceil_div(p.H - a, p.stride_h) - first_row);  // of this class, in this band
-        if (height <= 0) continue;
-        bool whole_columns = has_column_kernel(num_r, 1);
-        for (int64_t i = 1; i < num_r; ++i) {
-          whole_columns &= row_taps.positions(a)[i] == row_taps.positions(a)[0] + i;
-        }
-        T* out = dx + n * p.x_strides.n + c * p.x_strides.c + (first_row * p.stride_h + a) * p.x_strides.h;
-        for (int64_t b = 0; b < min(p.stride_w, p.W); ++b) {
-          int64_t columns = 0, weight = 0;
-          for (int64_t j = 0; j < multiplier; ++j) {
-            for (int64_t l = 0; l < column_taps.count(b); ++l) {
-              for (int64_t i = 0; i < num_r; ++i) {
-                if (i == 0 || !whole_columns) {
-                  offsets[columns++] = j * plane_size + (row_taps.positions(a)[i] - row_taps.first()) * packing.pitch +
-                                       column_taps.positions(b)[l] - column_taps.first();
-                }
-                weights[weight++] = load_scalar<A>(w + (c * multiplier + j) * taps + row_taps.taps(a)[i] * p.S +
-                                                   column_taps.taps(b)[l]);
-              }
-            }
-          }
-          const FilterColumns<A> filter{offsets.data(), weights.data(), columns, whole_columns ? num_r : 1, 1};
-          const Epilogue<A> no_epilogue(Activation::kNone);
-          const int64_t width = ceil_div(p.W - b, p.stride_w);
-          if (interleave) {
-            correlate_plane(filter, packed.data(), packing.pitch, A(0), no_epilogue, lines.data() + b * line_length,
-                            p.stride_w * line_length, height, width);
-          } else {
-            correlate_plane(filter, packed.data(), packing.pitch, A(0), no_epilogue, out, p.stride_h * p.x_strides.h,
-                            height, width);
-          }
-        }
-        for (int64_t i = 0; interleave && i < height; ++i) {
-          interleave_row(lines.data() + i * p.stride_w * line_length, line_length, p.stride_w,
-                         out + i * p.stride_h * p.x_strides.h, p.W);
-        }
-      }
+    if (!whole) {
+      backward_input_range<1>(call, begin, end);
+    } else if (p.R == 3 && RowPairSource<T, A>::suits(call.dy_shape(), p.W, p.x_strides.h)) {
+      if constexpr (kMaxFastFilter<T> >= 3) backward_input_range_pairs<3>(call, begin, end);
+    } else {
+      dispatch_fast_filter<T>(p.R, [&](auto r) { backward_input_range<r>(call, begin, end); });
     }
   });
 }

@@ -6,125 +6,168 @@
 //
 // x: N x C x H x W, dy: N x K x P x Q, dw: K x R x S, m = K / C.
 //
-// Vectors run along a row, and each tap has a vector of sums whose lanes are added at the very end. A task owns the sums of
-// one output channel over a part of the batch; the number of parts follows from the shape alone, and parts are added in
-// order. Rows of x are packed band by band (depthwise_planes.h). The sums of some filter columns stay in registers with
-// a few rows of dy, so that a loaded x serves every tap of its column.
+// Vectors run along a row (depthwise_source_nchw.h), and each tap has a vector of sums whose lanes are added at the very
+// end. A task owns the sums of one output channel over a part of the batch; the number of parts follows from the shape
+// alone, and parts are added in order. The sums of some filter columns stay in registers with a few rows of dy, so that a
+// loaded x serves every tap of its column.
 // Limit: 9 fused multiply-adds a vector of dy for 3x3.
 #pragma once
 
-#include "depthwise_planes.h"
+#include "depthwise_forward_nchw.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-/// For columns of R taps: filter columns and rows of dy whose values are in registers together.
+/// For filter columns of R taps: columns whose sums, and rows of dy which, are in registers together.
 template <int kR>
 struct WeightBlock {
   static constexpr bool kManyRegisters = Vec<float>::kWidth == 16;
-  static constexpr int kColumns = kR == 1 ? 8 : kR == 3 ? 3 : kR == 5 ? (kManyRegisters ? 5 : 2) : (kManyRegisters ? 3 : 1);
+  static constexpr int kColumns = kR == 1   ? 8
+                                  : kR == 3 ? 3
+                                  : kR == 5 ? (kManyRegisters ? 5 : 2)
+                                            : (kManyRegisters ? 3 : 1);
   static constexpr int kRows = kManyRegisters && kR != 5 ? 7 : 4;
 };
 
-/// A band of rows of dy over packed rows of x. A filter column is R taps one above the other.
 template <class T, class A>
-struct WeightBand {
-  const T* dy;
-  int64_t dy_stride;
-  int64_t rows, width;
-  const A* packed;
-  int64_t pitch;
-  const int64_t* offsets;  // of each filter column, in the packed rows of the first row
+struct WeightCall {
+  const ConvParams& p;
+  const T *dy, *x;
+  const TapPosition* positions;  // of the filter columns
   int64_t columns;
-  int64_t R;
-  int64_t step;   // packed rows from one row of dy to the next
-  Vec<A>* sums;   // [column][R], then that of dy
+
+  PlaneShape x_shape() const { return {p.H, p.W, p.x_strides.h}; }
 };
 
-/// kRows rows and one vector of columns of dy, with filter columns [first, first + count), count <= kColumns.
-/// kPartial: only `lanes` lanes exist. NOTE: x is masked too; where dy has no element, an infinite x must not give NaN.
-template <int kRows, int kColumns, int kR, int kStep, bool kPartial, class T, class A>
-CNNEXT_INLINE void accumulate_block(const WeightBand<T, A>& band, int64_t row, int64_t column, int lanes, int64_t first,
-                                    int64_t count, Vec<A> (&sums)[kColumns][kR], Vec<A>& dy_sum) {
-  using V = Vec<A>;
-  constexpr int kSourceRows = kR == 1 ? kRows : (kRows - 1) * kStep + kR;
-  const int64_t source_stride = kR == 1 ? band.step * band.pitch : band.pitch;
-  const T* dy = band.dy + row * band.dy_stride + column;
-  const A* packed = band.packed + row * band.step * band.pitch + column;
+/// One output channel, and the images it is summed over.
+struct WeightTask {
+  int64_t k, begin_n, end_n;
+};
 
-  V gradient[kRows];
-#pragma GCC unroll 8
-  for (int i = 0; i < kRows; ++i) {
-    const T* from = dy + i * band.dy_stride;
-    gradient[i] = kPartial ? V::load(from, lanes) : V::load(from);
-    dy_sum += gradient[i];
+/// The sums in registers: `count` <= kColumns filter columns from `first` on, and that of dy.
+template <int kColumns, int kR, class A>
+struct WeightSums {
+  Vec<A> taps[kColumns][kR];
+  Vec<A> dy;
+  int64_t first, count;
+
+  CNNEXT_INLINE WeightSums(const Vec<A>* memory, int64_t first_column, int64_t columns)
+      : dy(Vec<A>::zero()), first(first_column), count(min(kColumns, columns - first_column)) {
+    for (int l = 0; l < kColumns; ++l) {
+      for (int r = 0; r < kR; ++r) taps[l][r] = l < count ? memory[(first + l) * kR + r] : Vec<A>::zero();
+    }
   }
+
+  CNNEXT_INLINE void write(Vec<A>* memory, int64_t columns) const {
+    for (int l = 0; l < kColumns; ++l) {
+      for (int r = 0; r < kR; ++r) {
+        if (l < count) memory[(first + l) * kR + r] = taps[l][r];
+      }
+    }
+    if (first == 0) memory[columns * kR] += dy;
+  }
+};
+
+/// Adds the products of kRows vectors of dy with the source under them.
+template <int kRows, int kStep, int kColumns, int kR, class Source, class A>
+CNNEXT_INLINE void accumulate_weights(const Vec<A> (&gradient)[kRows], const Source& source,
+                                      const typename Source::Tap* taps, int64_t step,
+                                      WeightSums<kColumns, kR, A>& sums) {
+  constexpr int kSourceRows = kR == 1 ? kRows : (kRows - 1) * kStep + kR;
+  for (int i = 0; i < kRows; ++i) sums.dy += gradient[i];
 #pragma GCC unroll 8
   for (int l = 0; l < kColumns; ++l) {
-    if (l >= count) break;
-    const A* source = packed + band.offsets[first + l];
-#pragma GCC unroll 32
-    for (int h = 0; h < kSourceRows; ++h) {
-      const A* from = source + h * source_stride;
-      const V value = kPartial ? V::load(from, lanes) : V::load(from);
+    if (l >= sums.count) break;
+    Vec<A> values[kSourceRows];
+    source.load(taps[sums.first + l], kR == 1 ? step : 1, values);
 #pragma GCC unroll 8
-      for (int i = 0; i < kRows; ++i) {
-        const int r = kR == 1 ? (i == h ? 0 : -1) : h - i * kStep;
-        if (r >= 0 && r < kR) sums[l][r] = fma(value, gradient[i], sums[l][r]);
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kR; ++r) {
+        sums.taps[l][r] = fma(values[kR == 1 ? i : i * kStep + r], gradient[i], sums.taps[l][r]);
       }
     }
   }
 }
 
-template <int kR, int kStep, class T, class A>
-void accumulate_band(const WeightBand<T, A>& band) {
+/// Adds the planes of a task to its sums [column][R], which that of dy follows.
+template <int kR, int kStep, int kStride, class T, class A>
+void accumulate_planes(const WeightCall<T, A>& call, const WeightTask& task, Vec<A>* memory) {
   using V = Vec<A>;
+  using Source = RowSource<kStride, T, A>;
   constexpr int kColumns = WeightBlock<kR>::kColumns, kRows = WeightBlock<kR>::kRows;
-  for (int64_t first = 0; first < band.columns; first += kColumns) {
-    const int64_t count = min(kColumns, band.columns - first);
-    V sums[kColumns][kR];
-    for (int l = 0; l < kColumns; ++l) {
-      for (int r = 0; r < kR; ++r) sums[l][r] = l < count ? band.sums[(first + l) * kR + r] : V::zero();
-    }
-    V dy_sum = V::zero();
+  const ConvParams& p = call.p;
+  const int64_t span = (p.R - 1) * p.dilation_h + 1, table_size = (kRows - 1) * p.stride_h + span;
+  Scratch<const T*, 48> row_pointers(table_size);
+  ZeroRow<T> zeros(p.W);
+  Source source(call.x_shape(), row_pointers.data(), table_size, zeros.data(), p.stride_w);
+  const StripTaps<Source> taps(source, call.positions, call.columns, p.Q, p.stride_w, V::kWidth);
 
-    const auto rows_block = [&](auto rows, int64_t row) {
-      int64_t column = 0;
-      for (; column + V::kWidth <= band.width; column += V::kWidth) {
-        accumulate_block<rows, kColumns, kR, kStep, false>(band, row, column, V::kWidth, first, count, sums, dy_sum);
-      }
-      if (column < band.width) {
-        const int lanes = static_cast<int>(band.width - column);
-        accumulate_block<rows, kColumns, kR, kStep, true>(band, row, column, lanes, first, count, sums, dy_sum);
-      }
-    };
-    int64_t row = 0;
-    for (; row + kRows <= band.rows; row += kRows) rows_block(std::integral_constant<int, kRows>{}, row);
-    for (; row < band.rows; ++row) rows_block(std::integral_constant<int, 1>{}, row);
-
-    for (int l = 0; l < kColumns; ++l) {
-      for (int r = 0; r < kR; ++r) {
-        if (l < count) band.sums[(first + l) * kR + r] = sums[l][r];
-      }
+  for (int64_t n = task.begin_n; n < task.end_n; ++n) {
+    const T* dy = call.dy + n * p.y_strides.n + task.k * p.y_strides.c;
+    source.select_plane(call.x + n * p.x_strides.n + task.k / (p.K / p.C) * p.x_strides.c);
+    for (int64_t first = 0; first < call.columns; first += kColumns) {
+      WeightSums<kColumns, kR, A> sums(memory, first, call.columns);
+      const auto block = [&](auto rows, int64_t i) {
+        source.select_rows(i * p.stride_h - p.pad_h, (rows - 1) * p.stride_h + span);
+        for (int64_t q = 0, strip = 0; q < p.Q; q += V::kWidth, ++strip) {
+          const int lanes = static_cast<int>(min(V::kWidth, p.Q - q));
+          const T* from = dy + i * p.y_strides.h + q;
+          V gradient[rows];
+          for (int b = 0; b < rows; ++b, from += p.y_strides.h) {
+            gradient[b] = !V::kMasksAreFree && lanes == V::kWidth ? V::load(from) : V::load(from, lanes);
+          }
+          accumulate_weights<rows, kStep>(gradient, source, taps.strip(strip), p.stride_h, sums);
+        }
+      };
+      int64_t i = 0;
+      for (; i + kRows <= p.P; i += kRows) block(std::integral_constant<int, kRows>{}, i);
+      for (; i < p.P; ++i) block(std::integral_constant<int, 1>{}, i);
+      sums.write(memory, call.columns);
     }
-    if (first == 0) band.sums[band.columns * kR] += dy_sum;
   }
+}
+
+/// Stride 1, two rows a vector. An odd last row is alone in its vector, and x is masked with it: a zero in dy is not
+/// enough, since x may be infinite there.
+template <int kR, class T, class A>
+void accumulate_planes_pairs(const WeightCall<T, A>& call, const WeightTask& task, Vec<A>* memory) {
+  using V = Vec<A>;
+  using Source = RowPairSource<T, A>;
+  constexpr int kPairs = 3;
+  const ConvParams& p = call.p;
+  Source source(call.x_shape());
+  const StripTaps<Source> taps(source, call.positions, kR, 2 * p.Q, 1, V::kWidth);
+  const StripTaps<Source> single_taps(source, call.positions, kR, p.Q, 1, V::kWidth);
+  WeightSums<kR, kR, A> sums(memory, 0, kR);
+  for (int64_t n = task.begin_n; n < task.end_n; ++n) {
+    const T* dy = call.dy + n * p.y_strides.n + task.k * p.y_strides.c;
+    source.select_plane(call.x + n * p.x_strides.n + task.k / (p.K / p.C) * p.x_strides.c);
+    const auto block = [&](auto pairs, int64_t i, int64_t rows_in_vector) {
+      source.select_rows(i - p.pad_h, 2 * (pairs - 1) + kR);
+      V gradient[pairs];
+      for (int b = 0; b < pairs; ++b) {
+        gradient[b] = V::load(dy + (i + 2 * b) * p.Q, static_cast<int>(rows_in_vector * p.Q));
+      }
+      accumulate_weights<pairs, 2>(gradient, source, (rows_in_vector == 2 ? taps : single_taps).strip(0), 2, sums);
+    };
+    int64_t i = 0;
+    for (; i + 2 * kPairs <= p.P; i += 2 * kPairs) block(std::integral_constant<int, kPairs>{}, i, 2);
+    for (; i < p.P; i += 2) block(std::integral_constant<int, 1>{}, i, min(2, p.P - i));
+  }
+  sums.write(memory, kR);
 }
 
 template <class T, class A>
-void accumulate_band_dispatch(const WeightBand<T, A>& band) {
-  constexpr std::integral_constant<int, 1> one{};
-  const auto run = [&](auto r, auto step) { accumulate_band<r, step>(band); };
-  if (band.R == 3) {
-    band.step == 1 ? run(std::integral_constant<int, 3>{}, one)
-                   : run(std::integral_constant<int, 3>{}, std::integral_constant<int, 2>{});
-  } else if (band.R == 5) {
-    band.step == 1 ? run(std::integral_constant<int, 5>{}, one)
-                   : run(std::integral_constant<int, 5>{}, std::integral_constant<int, 2>{});
-  } else if (band.R == 7) {
-    band.step == 1 ? run(std::integral_constant<int, 7>{}, one)
-                   : run(std::integral_constant<int, 7>{}, std::integral_constant<int, 2>{});
+void accumulate_planes_dispatch(const WeightCall<T, A>& call, const WeightTask& task, bool whole, Vec<A>* sums) {
+  const ConvParams& p = call.p;
+  if (!whole) {
+    p.stride_w == 1 ? accumulate_planes<1, 1, 1>(call, task, sums) : accumulate_planes<1, 1, 0>(call, task, sums);
+  } else if (p.stride_h == 2) {
+    dispatch_fast_filter<T>(p.R, [&](auto r) { accumulate_planes<r, 2, 2>(call, task, sums); });
+  } else if (p.R == 3 && p.S == 3 && RowPairSource<T, A>::suits(call.x_shape(), p.Q, p.y_strides.h)) {
+    if constexpr (kMaxFastFilter<T> >= 3) accumulate_planes_pairs<3>(call, task, sums);
   } else {
-    run(one, one);
+    dispatch_fast_filter<T>(p.R, [&](auto r) { accumulate_planes<r, 1, 1>(call, task, sums); });
   }
 }
 
@@ -136,53 +179,33 @@ void depthwise_backward_weight_nchw(const ConvParams& p, const Parallel& paralle
   // With few channels the batch is divided too, or most threads would idle.
   constexpr int64_t kTasks = 32;
   const int64_t parts = min(p.N, ceil_div(kTasks, p.K));
-
-  const PackedRows packing(p.stride_w, -p.pad_w, p.Q + (p.S - 1) * p.dilation_w / p.stride_w);
-  const int64_t span = (p.R - 1) * p.dilation_h + 1;
-  const int64_t rows_per_band = band_rows(packing.pitch, span, p.stride_h, p.P);
-  const bool whole_columns = p.dilation_h == 1 && p.stride_h <= 2 && (p.R == 3 || p.R == 5 || p.R == 7);
-  const int64_t column_taps = whole_columns ? p.R : 1, columns = taps / column_taps;
-  Scratch<int64_t, 64> offsets(columns);
-  for (int64_t l = 0; l < columns; ++l) {
-    offsets[l] = l / p.S * p.dilation_h * packing.pitch + packing.offset(l % p.S * p.dilation_w - p.pad_w);
-  }
-  // The taps are summed column by column; the place of tap (r, s) in that order:
-  const auto place = [&](int64_t r, int64_t s) { return whole_columns ? s * p.R + r : r * p.S + s; };
+  const bool whole = has_whole_columns<T>(p);
+  const int64_t columns = whole ? p.S : taps;
+  Scratch<TapPosition, 64> positions(columns);
+  place_filter_columns(p, columns, positions.data());
+  const WeightCall<T, A> call{p, dy, x, positions.data(), columns};
   // partial[part][k][tap or bias], when there are several parts.
   Scratch<A, 1024> partial(parts > 1 ? parts * p.K * (taps + 1) : 0);
-  const auto write = [&](int64_t k, int64_t r, int64_t s, A value) {
-    if (r < p.R) {
-      if (dw) store_scalar(dw + k * taps + r * p.S + s, value);
-    } else if (dbias) {
-      store_scalar(dbias + k, value);
-    }
+  const auto write = [&](int64_t k, int64_t tap, A value) {
+    if (tap < taps && dw) store_scalar(dw + k * taps + tap, value);
+    if (tap == taps && dbias) store_scalar(dbias + k, value);
   };
 
-  const int64_t work = ceil_div(p.N, parts) * p.P * p.Q * taps;
-  parallel(0, parts * p.K, grain_for(work), [&](int64_t begin, int64_t end) {
-    Scratch<A, kBandScratch> packed(packing.size((rows_per_band - 1) * p.stride_h + span));
+  parallel(0, parts * p.K, grain_for(ceil_div(p.N, parts) * p.P * p.Q * taps), [&](int64_t begin, int64_t end) {
     Scratch<V, 64> sums(taps + 1);
     for (int64_t index = begin; index < end; ++index) {
       const int64_t part = index / p.K, k = index % p.K;
       for (int64_t i = 0; i <= taps; ++i) sums[i] = V::zero();
-      for (int64_t n = part * p.N / parts; n < (part + 1) * p.N / parts; ++n) {
-        for (int64_t out_h = 0; out_h < p.P; out_h += rows_per_band) {
-          const int64_t rows = min(rows_per_band, p.P - out_h);
-          packing.fill(packed.data(), x + n * p.x_strides.n + k / multiplier * p.x_strides.c, p.x_strides.h, p.H, p.W,
-                       out_h * p.stride_h - p.pad_h, (rows - 1) * p.stride_h + span);
-          accumulate_band_dispatch(WeightBand<T, A>{
-              dy + n * p.y_strides.n + k * p.y_strides.c + out_h * p.y_strides.h, p.y_strides.h, rows, p.Q,
-              packed.data(), packing.pitch, offsets.data(), columns, column_taps, p.stride_h, sums.data()});
-        }
-      }
-      for (int64_t r = 0; r <= p.R; ++r) {
-        for (int64_t s = 0; s < (r < p.R ? p.S : 1); ++s) {
-          const A value = sum(r < p.R ? sums[place(r, s)] : sums[taps]);
-          if (parts == 1) {
-            write(k, r, s, value);
-          } else {
-            partial[index * (taps + 1) + r * p.S + s] = value;
-          }
+      const WeightTask task{k, part * p.N / parts, (part + 1) * p.N / parts};
+      accumulate_planes_dispatch(call, task, whole, sums.data());
+      for (int64_t tap = 0; tap <= taps; ++tap) {
+        // Whole columns are summed in the order [s][r].
+        const int64_t place = whole && tap < taps ? tap % p.S * p.R + tap / p.S : tap;
+        const A value = sum(sums[place]);
+        if (parts == 1) {
+          write(k, tap, value);
+        } else {
+          partial[index * (taps + 1) + tap] = value;
         }
       }
     }
@@ -193,7 +216,7 @@ void depthwise_backward_weight_nchw(const ConvParams& p, const Parallel& paralle
     for (int64_t tap = 0; tap <= taps; ++tap) {
       A total = A(0);
       for (int64_t part = 0; part < parts; ++part) total += partial[(part * p.K + k) * (taps + 1) + tap];
-      write(k, tap / p.S, tap % p.S, total);
+      write(k, tap, total);
     }
   }
 }

@@ -157,11 +157,13 @@ void accumulate_row_channels(const WeightRow<T, A>& row, int64_t channels) {
 
 template <class T, class A>
 void accumulate_row_dispatch(const WeightRow<T, A>& row, int64_t channels) {
-  const int64_t taps = row.p.dilation_w == 1 ? row.p.S : 0;
-  if (row.p.stride_w == 1) {
-    dispatch_int<3, 5, 7>(taps, [&](auto s) { accumulate_row_channels<s, 1>(row, channels); });
+  const bool fast = row.p.dilation_w == 1 && is_fast_filter<T>(row.p.S) && row.p.stride_w <= 2;
+  if (!fast) {
+    accumulate_row_channels<0, 0>(row, channels);
+  } else if (row.p.stride_w == 1) {
+    dispatch_fast_filter<T>(row.p.S, [&](auto s) { accumulate_row_channels<s, 1>(row, channels); });
   } else {
-    dispatch_int<3, 5, 7>(row.p.stride_w == 2 ? taps : 0, [&](auto s) { accumulate_row_channels<s, 2>(row, channels); });
+    dispatch_fast_filter<T>(row.p.S, [&](auto s) { accumulate_row_channels<s, 2>(row, channels); });
   }
 }
 

@@ -27,11 +27,14 @@ class Scratch {
   Scratch& operator=(const Scratch&) = delete;
 
   A* data() { return data_; }
+  const A* data() const { return data_; }
   A& operator[](int64_t i) { return data_[i]; }
 
  private:
   static constexpr std::align_val_t kAlignment{64};
-  alignas(64) A inline_[kInline];
+  union {  // without initialising the elements
+    alignas(64) A inline_[kInline];
+  };
   A* data_;
 };
 
@@ -72,15 +75,33 @@ class Epilogue {
   Activation other_;
 };
 
-/// Calls f with the std::integral_constant of `value` when it is one of `known`, else with that of 0: "any value".
+/// The largest filter size with kernels of its own: 3, 5 and 7 for float32, where 7x7 is in use; other filters, and
+/// float64, take the kernels for any filter. It keeps the compile time of an instruction set below a minute.
+template <class T>
+constexpr int kMaxFastFilter = std::is_same_v<T, double> ? 0 : std::is_same_v<T, float> ? 7 : 5;
+
+/// Whether there is a kernel for filters with `size` rows (columns).
+template <class T>
+CNNEXT_INLINE bool is_fast_filter(int64_t size) {
+  return (size == 3 || size == 5 || size == 7) && size <= kMaxFastFilter<T>;
+}
+
+/// Calls f with std::integral_constant<int, value>, where value is one of the list.
 template <int first, int... rest, class F>
 CNNEXT_INLINE void dispatch_int(int64_t value, const F& f) {
-  if (value == first) {
-    f(std::integral_constant<int, first>{});
-  } else if constexpr (sizeof...(rest) > 0) {
-    dispatch_int<rest...>(value, f);
-  } else {
-    f(std::integral_constant<int, 0>{});
+  if constexpr (sizeof...(rest) > 0) {
+    if (value != first) return dispatch_int<rest...>(value, f);
+  }
+  f(std::integral_constant<int, first>{});
+}
+
+/// dispatch_int for a size that is_fast_filter accepts.
+template <class T, class F>
+CNNEXT_INLINE void dispatch_fast_filter(int64_t size, const F& f) {
+  if constexpr (kMaxFastFilter<T> == 7) {
+    dispatch_int<3, 5, 7>(size, f);
+  } else if constexpr (kMaxFastFilter<T> == 5) {
+    dispatch_int<3, 5>(size, f);
   }
 }
 

@@ -84,18 +84,18 @@ CNNEXT_INLINE void correlate_tile(const CorrelateRow<T, A>& row, int64_t first, 
 
   for (int64_t i = 0; i < row.num_rows; ++i) {
     const A* weights = row.rows[i].weights + channel;
-    V w[kTaps];
-    for (int l = 0; l < kTaps; ++l) w[l] = V::load(weights + row.taps[l].weight);
     const T* source = row.rows[i].pixels + column * row.source_stride + channel;
+    V values[kWindow];
 #pragma GCC unroll 32
     for (int j = 0; j < kWindow; ++j) {
-      if (kChecked && (j < begin || j >= end)) continue;
-      const V value = load_lanes<kChecked, A>(source + j * row.source_stride, lanes);
-#pragma GCC unroll 32
-      for (int t = 0; t < kTile; ++t) {
-        const int l = j - t * kStep;
-        if (l >= 0 && l < kTaps) acc[t] = fma(value, w[l], acc[t]);
-      }
+      const bool exists = !kChecked || (j >= begin && j < end);
+      values[j] = exists ? load_lanes<kChecked, A>(source + j * row.source_stride, lanes) : V::zero();
+    }
+#pragma GCC unroll 8
+    for (int l = 0; l < kTaps; ++l) {
+      const V w = V::load(weights + row.taps[l].weight);
+#pragma GCC unroll 8
+      for (int t = 0; t < kTile; ++t) acc[t] = fma(values[t * kStep + l], w, acc[t]);
     }
   }
 
@@ -108,7 +108,7 @@ CNNEXT_INLINE void correlate_tile(const CorrelateRow<T, A>& row, int64_t first, 
 }
 
 /// The same for any taps and any step.
-template <class T, class A>
+template <bool kChecked, class T, class A>
 CNNEXT_INLINE void correlate_tile_any(const CorrelateRow<T, A>& row, int64_t first, int n, int64_t channel, int lanes) {
   using V = Vec<A>;
   V acc[kTile];
@@ -123,8 +123,8 @@ CNNEXT_INLINE void correlate_tile_any(const CorrelateRow<T, A>& row, int64_t fir
 #pragma GCC unroll 32
       for (int t = 0; t < kTile; ++t) {
         const int64_t c = column + t * row.step;
-        if (t < n && c >= 0 && c < row.source_width) {
-          acc[t] = fma(load_lanes<true, A>(source + t * row.step * row.source_stride, lanes), w, acc[t]);
+        if (!kChecked || (t < n && c >= 0 && c < row.source_width)) {
+          acc[t] = fma(load_lanes<kChecked, A>(source + t * row.step * row.source_stride, lanes), w, acc[t]);
         }
       }
     }
@@ -134,7 +134,7 @@ CNNEXT_INLINE void correlate_tile_any(const CorrelateRow<T, A>& row, int64_t fir
   T* out = row.out + first * row.out_stride + channel;
 #pragma GCC unroll 32
   for (int t = 0; t < kTile; ++t) {
-    if (t < n) store_lanes<true, A>(acc[t], out + t * row.out_stride, lanes);
+    if (!kChecked || t < n) store_lanes<kChecked, A>(acc[t], out + t * row.out_stride, lanes);
   }
 }
 
@@ -142,21 +142,24 @@ CNNEXT_INLINE void correlate_tile_any(const CorrelateRow<T, A>& row, int64_t fir
 /// pixels two tiles share are still in the first-level cache.
 constexpr int64_t kChannelBlock = 128;
 
-/// kTaps = 0: any taps.
+/// kTaps = 0: any taps and any step.
 template <int kTaps, int kStep, class T, class A>
 void correlate_row_tiles(const CorrelateRow<T, A>& row) {
   constexpr int kWidth = Vec<A>::kWidth;
+  const int64_t first_column = row.num_taps > 0 ? row.taps[0].column : 0;
+  const int64_t last_column = row.num_taps > 0 ? row.taps[row.num_taps - 1].column : 0;
   for (int64_t block = 0; block < row.channels; block += kChannelBlock) {
     const int64_t block_end = min(block + kChannelBlock, row.channels);
     for (int64_t first = 0; first < row.num_pixels; first += kTile) {
       const int n = static_cast<int>(min(kTile, row.num_pixels - first));
+      const bool inside = n == kTile && first * row.step + first_column >= 0 &&
+                          (first + kTile - 1) * row.step + last_column < row.source_width;
       int64_t channel = block;
-      if constexpr (kTaps > 0) {
-        const int64_t column = first * kStep + row.taps[0].column;
-        if (n == kTile && column >= 0 && column + (kTile - 1) * kStep + kTaps <= row.source_width) {
-          for (; channel + kWidth <= block_end; channel += kWidth) {
-            correlate_tile<kTaps, kStep, false>(row, first, kTile, channel, kWidth);
-          }
+      for (; inside && channel + kWidth <= block_end; channel += kWidth) {
+        if constexpr (kTaps > 0) {
+          correlate_tile<kTaps, kStep, false>(row, first, kTile, channel, kWidth);
+        } else {
+          correlate_tile_any<false>(row, first, kTile, channel, kWidth);
         }
       }
       for (; channel < block_end; channel += kWidth) {
@@ -164,7 +167,7 @@ void correlate_row_tiles(const CorrelateRow<T, A>& row) {
         if constexpr (kTaps > 0) {
           correlate_tile<kTaps, kStep, true>(row, first, n, channel, lanes);
         } else {
-          correlate_tile_any(row, first, n, channel, lanes);
+          correlate_tile_any<true>(row, first, n, channel, lanes);
         }
       }
     }
@@ -175,11 +178,17 @@ template <class T, class A>
 void correlate_row(const CorrelateRow<T, A>& row) {
   bool consecutive = row.num_taps > 0;
   for (int64_t l = 1; l < row.num_taps; ++l) consecutive &= row.taps[l].column == row.taps[0].column + l;
-  const int64_t count = consecutive ? row.num_taps : 0;
-  if (row.step == 1) {
-    dispatch_int<1, 2, 3, 5, 7>(count, [&](auto taps) { correlate_row_tiles<taps, 1>(row); });
+  const bool fast = is_fast_filter<T>(row.num_taps);
+  // One and two taps are what a filter of 3 leaves in a class of backward_input with stride 2.
+  const bool few = kMaxFastFilter<T> > 0 && (row.num_taps == 1 || row.num_taps == 2);
+  if (consecutive && row.step == 1 && few) {
+    if constexpr (kMaxFastFilter<T> > 0) dispatch_int<1, 2>(row.num_taps, [&](auto n) { correlate_row_tiles<n, 1>(row); });
+  } else if (consecutive && row.step == 1 && fast) {
+    dispatch_fast_filter<T>(row.num_taps, [&](auto n) { correlate_row_tiles<n, 1>(row); });
+  } else if (consecutive && row.step == 2 && fast) {
+    dispatch_fast_filter<T>(row.num_taps, [&](auto n) { correlate_row_tiles<n, 2>(row); });
   } else {
-    dispatch_int<3, 5, 7>(row.step == 2 ? count : 0, [&](auto taps) { correlate_row_tiles<taps, 2>(row); });
+    correlate_row_tiles<0, 0>(row);
   }
 }
 

@@ -17,7 +17,7 @@
 
 #include "gemm_scratch.h"
 #include "gemm_tile.h"
-#include "grouped_pass.h"
+#include "grouped_narrow_backward_weight.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -321,7 +321,14 @@ void bias_gradient(const ConvParams& p, const Parallel& parallel, const T* dy, T
 
 template <class T, class A>
 void run_backward_weight(const ConvParams& p, const Parallel& parallel, const T* dy, const T* x, T* dw, T* dbias) {
-  if (dw != nullptr) WeightGradient<T, A>(p, dy, x, dw).run(parallel);
+  if (dw != nullptr) {
+    const Pass pass = forward_pass(p);
+    if (NarrowPass<T, A>::takes(pass)) {
+      NarrowWeightGradient<T, A>(pass, p.layout, dy, x, dw).run(parallel);
+    } else {
+      WeightGradient<T, A>(p, dy, x, dw).run(parallel);
+    }
+  }
   if (dbias != nullptr) bias_gradient<T, A>(p, parallel, dy, dbias);
 }
 

@@ -6,8 +6,8 @@
 //   acc(pixel) += spread_c(x(pixel moved by tap t)) * filter(t, c)        for c = 0 .. w - 1
 //
 // is w whole-vector multiply-adds a tap, none of them wasted. A task owns a rectangle of pixels of an image and a run of
-// channels; a tile is 8 pixels, which share the filter vectors in registers. Channels-first input and output are turned in
-// scratch, as in grouped_pixel_rows.h.
+// channels, and copies the input that it reaches to a band of scratch (grouped_pixel_table.h), one block a vector, so that
+// all taps of a pixel are at fixed offsets. A tile is 8 pixels, which share the filter vectors in registers.
 //
 // Limit: the multiply-add rate, with one shuffle to each multiply-add: about 3/4 of it where both share an execution port.
 #pragma once
@@ -19,9 +19,15 @@ namespace cnnext::cpu::CNNEXT_ISA {
 
 /// Pixels of a tile: chains of dependent multiply-adds enough to hide their latency.
 constexpr int kNarrowRows = 8;
+/// Pixels whose input is in registers at once.
+#if defined(CNNEXT_AVX512)
+constexpr int kTogether = 8;
+#else
+constexpr int kTogether = 4;
+#endif
 /// Pixels of a task: more than for wide groups, since the filter is small and neighbouring rectangles copy common rows.
-constexpr int64_t kNarrowTaskPixels = 384;
-/// Channels of a task, in bytes of accumulators.
+constexpr int64_t kNarrowTaskPixels = 512;
+/// Channels of a task, in bytes of accumulators: its band stays in L2.
 constexpr int64_t kNarrowTaskBytes = 512;
 
 template <size_t kGroup, size_t kChannel, size_t... kLane>
@@ -29,11 +35,14 @@ constexpr auto spread_indices(std::index_sequence<kLane...>) {
   return std::index_sequence<(kLane / kGroup * kGroup + kChannel)...>{};
 }
 
-/// acc += sum over c of spread_c(x) * filter[c].
-template <int kGroup, class A, size_t... kChannel>
-CNNEXT_INLINE Vec<A> multiply_spread(Vec<A> x, const Vec<A>* filter, Vec<A> acc, std::index_sequence<kChannel...>) {
-  ((acc = fma(shuffle(x, x, spread_indices<kGroup, kChannel>(Lanes<A>{})), filter[kChannel], acc)), ...);
-  return acc;
+/// acc[i] += sum over c of spread_c(x[i]) * filter[c], c outermost: each multiply-add depends on one kCount earlier.
+template <int kGroup, int kCount, class A, size_t... kChannel>
+CNNEXT_INLINE void multiply_spread(const Vec<A>* x, const A* filter, Vec<A>* acc, std::index_sequence<kChannel...>) {
+  const auto multiply = [&](auto indices, Vec<A> f) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kCount; ++i) acc[i] = fma(shuffle(x[i], x[i], indices), f, acc[i]);
+  };
+  (multiply(spread_indices<kGroup, kChannel>(Lanes<A>{}), Vec<A>::load(filter + kChannel * Vec<A>::kWidth)), ...);
 }
 
 template <class T, class A>
@@ -44,7 +53,7 @@ class NarrowPass {
   NarrowPass(const Pass& pass, Layout layout, const T* in, const A* bias, T* out)
       : pass_(pass),
         planar_(layout == Layout::kNCHW),
-        table_(pass, layout, in, kNarrowRows, false),
+        source_(pass, layout, in),
         bias_(bias),
         out_(out),
         channels_(pass.groups * pass.in_channels) {}
@@ -92,89 +101,117 @@ class NarrowPass {
   }
 
   void run_rectangle(const Rectangle& r, int64_t c_begin, int64_t c_end) const {
-    const int64_t pixels = r.pixels();
-    const A** rows = scratch<const A*>(Slot::kTable, table_.size(r));
-    table_.locate(r, c_begin, c_end - c_begin, rows);
-    A* partial = planar_ ? scratch<A>(Slot::kOutput, table_.tiles(r) * kNarrowRows * kWidth) : nullptr;
-    T** targets = scratch<T*>(Slot::kTargets, pixels);
-    if (!planar_) {
-      const Strides4& s = pass_.out_strides;
-      int64_t i = 0;
-      for (int64_t p = r.p0; p < r.p1; ++p) {
-        for (int64_t q = r.q0; q < r.q1; ++q) targets[i++] = out_ + r.n * s.n + p * s.h + q * s.w;
+    const Band<A> band = source_.fill(r, c_begin, c_end - c_begin, kWidth, Slot::kBand);
+    int64_t* tap_offsets = scratch<int64_t>(Slot::kTable, pass_.num_taps);
+    for (int64_t t = 0; t < pass_.num_taps; ++t) {
+      tap_offsets[t] = source_.tap_h(t) * band.pitch_h + source_.tap_w(t) * band.pitch_w;
+    }
+    const Strides4& s = pass_.out_strides;
+    T* out = out_ + r.n * s.n + c_begin * s.c;
+    if constexpr (std::is_same_v<T, A>) {
+      if (!planar_ && (c_end - c_begin) % kWidth == 0) {
+        run_tiles(r, band, tap_offsets, c_begin, c_end, out + r.p0 * s.h + r.q0 * s.w, s.h, s.w, kWidth);
+        return;
       }
     }
-    for (int64_t c = c_begin; c < c_end; c += kWidth) {
-      const int lanes = static_cast<int>(min(kWidth, c_end - c));
-      const A* filter = filter_ + c / kWidth * filter_vector_;
-      Vec<A> bias = Vec<A>::zero();
-      if (bias_ != nullptr) bias = Vec<A>::load(bias_ + c, lanes);
-      for (int64_t i = 0; i < pixels; i += kNarrowRows) {
-        Vec<A> acc[kNarrowRows];
-        run_tile(rows + i * pass_.num_taps, c - c_begin, lanes, filter, acc);
-        const int count = static_cast<int>(min(kNarrowRows, pixels - i));
-        for (int j = 0; j < count; ++j) {
-          const Vec<A> value = activate(acc[j] + bias, pass_.activation);
-          if (planar_) {
-            value.store(partial + (i + j) * kWidth);
-          } else if (lanes == kWidth) {
-            value.store(targets[i + j] + c);
-          } else {
-            value.store(targets[i + j] + c, lanes);
-          }
-        }
+    // Through scratch, (vector, pixel, lane).
+    const int64_t pitch = r.pixels() * kWidth;
+    A* partial = scratch<A>(Slot::kOutput, ceil_div(c_end - c_begin, kWidth) * pitch);
+    run_tiles(r, band, tap_offsets, c_begin, c_end, partial, r.width() * kWidth, kWidth, pitch);
+    for (int64_t c = 0; c < c_end - c_begin; c += kWidth, partial += pitch) {
+      const int64_t lanes = min(kWidth, c_end - c_begin - c);
+      if (planar_) {
+        store_planar(pass_, r, partial, kWidth, lanes, out_ + (c_begin + c) * s.c);
+        continue;
       }
-      if (planar_) store_planar(pass_, r, partial, kWidth, lanes, out_ + c * pass_.out_strides.c);
+      const A* value = partial;
+      for (int64_t p = r.p0; p < r.p1; ++p) {
+        for (int64_t q = r.q0; q < r.q1; ++q, value += kWidth) copy_run(value, 1, out + p * s.h + q * s.w + c, lanes);
+      }
     }
   }
 
-  void run_tile(const A* const* rows, int64_t offset, int lanes, const A* filter, Vec<A>* acc) const {
-    const bool whole = lanes == kWidth;
+  /// All tiles of a rectangle: vector v of pixel (p, q) goes to out + v * out_vector + p * out_h + q * out_w, counted from
+  /// the first. Vectors are the inner loop, so that a pixel's channels are read and written together.
+  void run_tiles(const Rectangle& r, const Band<A>& band, const int64_t* tap_offsets, int64_t c_begin, int64_t c_end,
+                 A* out, int64_t out_h, int64_t out_w, int64_t out_vector) const {
+    // From the end of a row of the rectangle to the start of the next.
+    const int64_t in_step = pass_.step_w * band.pitch_w, in_wrap = pass_.step_h * band.pitch_h - r.width() * in_step;
+    const int64_t out_wrap = out_h - r.width() * out_w;
+    alignas(64) A surplus[kWidth];  // what a last tile computes for pixels that it lacks
+    const A* in = band.base;
+    const A* x[kNarrowRows];
+    A* y[kNarrowRows];
+    int64_t q = r.q0;
+    for (int64_t left = r.pixels(); left > 0; left -= kNarrowRows) {
+      const int count = static_cast<int>(min(kNarrowRows, left));
+      for (int j = 0; j < count; ++j) {
+        x[j] = in;
+        y[j] = out;
+        in += in_step;
+        out += out_w;
+        if (++q == r.q1) {
+          q = r.q0;
+          in += in_wrap;
+          out += out_wrap;
+        }
+      }
+      for (int j = count; j < kNarrowRows; ++j) x[j] = x[0];
+      for (int64_t c = c_begin; c < c_end; c += kWidth) {
+        for (int j = count; j < kNarrowRows; ++j) y[j] = surplus;
+        const int lanes = static_cast<int>(min(kWidth, c_end - c));
+        const Vec<A> bias = bias_ == nullptr ? Vec<A>::zero() : Vec<A>::load(bias_ + c, lanes);
+        run_tile(x, tap_offsets, filter_ + c / kWidth * filter_vector_, bias, y);
+        for (int j = 0; j < kNarrowRows; ++j) x[j] += band.block_pitch;
+        for (int j = 0; j < count; ++j) y[j] += out_vector;
+      }
+    }
+  }
+
+  void run_tile(const A* const* in, const int64_t* tap_offsets, const A* filter, Vec<A> bias, A* const* out) const {
     switch (pass_.in_channels) {
       case 1:
-        return whole ? tile<1, true>(rows, offset, lanes, filter, acc) : tile<1, false>(rows, offset, lanes, filter, acc);
+        return tile<1>(in, tap_offsets, filter, bias, out);
       case 2:
-        return whole ? tile<2, true>(rows, offset, lanes, filter, acc) : tile<2, false>(rows, offset, lanes, filter, acc);
+        return tile<2>(in, tap_offsets, filter, bias, out);
       case 4:
-        if constexpr (kWidth >= 4) {
-          return whole ? tile<4, true>(rows, offset, lanes, filter, acc)
-                       : tile<4, false>(rows, offset, lanes, filter, acc);
-        }
+        if constexpr (kWidth > 4) return tile<4>(in, tap_offsets, filter, bias, out);
         break;
       default:
-        if constexpr (kWidth >= 8) {
-          return whole ? tile<8, true>(rows, offset, lanes, filter, acc)
-                       : tile<8, false>(rows, offset, lanes, filter, acc);
-        }
+        if constexpr (kWidth > 8) return tile<8>(in, tap_offsets, filter, bias, out);
     }
   }
 
-  /// The sums of kNarrowRows pixels; rows(t, pixel) + offset is the input. kWhole: all lanes of the input may be read.
-  template <int kGroup, bool kWhole>
-  [[gnu::noinline]] void tile(const A* const* rows, int64_t offset, int lanes, const A* filter, Vec<A>* result) const {
+  /// kNarrowRows pixels of output, whose tap t reads in[pixel] + tap_offsets[t].
+  template <int kGroup>
+  [[gnu::noinline]] void tile(const A* const* in, const int64_t* tap_offsets, const A* filter, Vec<A> bias,
+                              A* const* out) const {
     using V = Vec<A>;
+    const A* x[kNarrowRows];
     V acc[kNarrowRows];
 #pragma GCC unroll 8
-    for (int i = 0; i < kNarrowRows; ++i) acc[i] = V::zero();
-    for (int64_t t = pass_.num_taps; t > 0; --t) {
-      V f[kGroup];
+    for (int i = 0; i < kNarrowRows; ++i) {
+      x[i] = in[i];
+      acc[i] = V::zero();
+    }
+    for (int64_t t = 0; t < pass_.num_taps; ++t) {
+      const int64_t offset = tap_offsets[t];
+#pragma GCC unroll 2
+      for (int i = 0; i < kNarrowRows; i += kTogether) {
+        V values[kTogether];
 #pragma GCC unroll 8
-      for (int c = 0; c < kGroup; ++c) f[c] = V::load(filter + c * kWidth);
-#pragma GCC unroll 8
-      for (int i = 0; i < kNarrowRows; ++i) {
-        const V x = kWhole ? V::load(rows[i] + offset) : V::load(rows[i] + offset, lanes);
-        acc[i] = multiply_spread<kGroup, A>(x, f, acc[i], std::make_index_sequence<kGroup>{});
+        for (int j = 0; j < kTogether; ++j) values[j] = V::load(x[i + j] + offset);
+        multiply_spread<kGroup, kTogether, A>(values, filter, acc + i, std::make_index_sequence<kGroup>{});
       }
-      rows += kNarrowRows;
       filter += kGroup * kWidth;
     }
 #pragma GCC unroll 8
-    for (int i = 0; i < kNarrowRows; ++i) result[i] = acc[i];
+    for (int i = 0; i < kNarrowRows; ++i) activate(acc[i] + bias, pass_.activation).store(out[i]);
   }
 
   const Pass pass_;
   const bool planar_;
-  const PixelTable<T, A> table_;
+  const BandSource<T, A> source_;
   const A* bias_;
   T* out_;
   const int64_t channels_;

@@ -30,6 +30,7 @@ struct Pass {
   // filter(group, m, c, t) is at group * filter_group + m * filter_m + c * filter_c + taps[t].index.
   int64_t filter_group, filter_m, filter_c;
   bool rows_contiguous;  // filter(g, m, :, :) is one contiguous run, ordered (c, t)
+  bool all_taps;         // every tap of the filter takes part
   Activation activation;
 
   int64_t depth() const { return in_channels * num_taps; }
@@ -68,7 +69,7 @@ inline Pass forward_pass(const ConvParams& p) {
     }
   }
   Pass pass{p.N,         p.groups,    cg,   kg, p.H,          p.W,     p.P, p.Q,  p.stride_h,  p.stride_w,
-            p.x_strides, p.y_strides, taps, rs, kg * cg * rs, cg * rs, rs,  true, p.activation};
+            p.x_strides, p.y_strides, taps, rs, kg * cg * rs, cg * rs, rs,  true, true, p.activation};
   flatten(pass);
   return pass;
 }
@@ -81,10 +82,11 @@ inline void for_each_backward_input_pass(const ConvParams& p, const F& f) {
   for (int64_t h0 = 0; h0 < min(p.stride_h, p.H); ++h0) {
     for (int64_t w0 = 0; w0 < min(p.stride_w, p.W); ++w0) {
       int64_t count = 0;
-      for (int64_t r = 0; r < p.R; ++r) {
+      // Backwards, so that taps which are neighbours in this list read neighbouring pixels from left to right.
+      for (int64_t r = p.R - 1; r >= 0; --r) {
         const int64_t dh = h0 + p.pad_h - r * p.dilation_h;
         if (dh % p.stride_h != 0) continue;
-        for (int64_t s = 0; s < p.S; ++s) {
+        for (int64_t s = p.S - 1; s >= 0; --s) {
           const int64_t dw = w0 + p.pad_w - s * p.dilation_w;
           if (dw % p.stride_w == 0) taps[count++] = {dh / p.stride_h, dw / p.stride_w, r * p.S + s};
         }
@@ -108,6 +110,7 @@ inline void for_each_backward_input_pass(const ConvParams& p, const F& f) {
                 rs,
                 cg * rs,
                 false,
+                count == rs,
                 Activation::kNone};
       flatten(pass);
       f(pass, h0 * x.h + w0 * x.w);

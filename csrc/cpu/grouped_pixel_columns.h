@@ -85,7 +85,7 @@ class PixelColumnsPass {
 
   static int64_t round_rows(int64_t rows) { return ceil_div(rows, kTileRows) * kTileRows; }
 
-  /// Filter rows as accumulators, (groups, out_channels, in_channels, taps).
+  /// Filter rows as accumulators, (groups, out_channels, in_channels, places of the taps).
   void pack_filter(const Parallel& parallel, const T* filter) {
     const int64_t depth = pass_.depth(), rows = pass_.groups * pass_.out_channels, taps = pass_.num_taps;
     A* packed = scratch<A>(Slot::kFilter, rows * depth);
@@ -94,8 +94,6 @@ class PixelColumnsPass {
     filter_row_ = depth;
     filter_step_ = 1;
     if (depth == 0) return;
-    bool adjacent = true;  // the taps of one (m, c) are one run
-    for (int64_t t = 1; t < taps; ++t) adjacent = adjacent && pass_.taps[t].index == pass_.taps[0].index + t;
     parallel(0, rows, max(1, 65536 / max(1, depth)), [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         const int64_t g = row / pass_.out_channels, m = row % pass_.out_channels;
@@ -103,10 +101,8 @@ class PixelColumnsPass {
         A* to = packed + row * depth;
         if (pass_.rows_contiguous) {
           copy_run(from, 1, to, depth);
-        } else if (adjacent) {
-          for (int64_t c = 0; c < pass_.in_channels; ++c) {
-            copy_run(from + c * pass_.filter_c + pass_.taps[0].index, 1, to + c * taps, taps);
-          }
+        } else if (pass_.all_taps) {
+          for (int64_t c = 0; c < pass_.in_channels; ++c) copy_run(from + c * pass_.filter_c, 1, to + c * taps, taps);
         } else {
           for (int64_t c = 0; c < pass_.in_channels; ++c) {
             for (int64_t t = 0; t < taps; ++t) {
@@ -156,7 +152,10 @@ class PixelColumnsPass {
     panel.tap_begin[taps] = count;
   }
 
-  /// b(c * taps + t, column) = in(c0 + c, where tap t reads the pixel of the column).
+  /// Place of tap t among the taps of a channel, in the panel and in the filter's rows.
+  int64_t tap_place(int64_t t) const { return pass_.all_taps ? pass_.taps[t].index : t; }
+
+  /// b(c * taps + place of t, column) = in(c0 + c, where tap t reads the pixel of the column).
   void gather(const Panel& panel, const T* in, int64_t channels, A* b) const {
     const int64_t taps = pass_.num_taps, step = pass_.step_w * pass_.in_strides.w;
     for (int64_t t = 0; t < taps; ++t) {
@@ -164,7 +163,7 @@ class PixelColumnsPass {
       const TapRun* end = panel.tap_runs + panel.tap_begin[t + 1];
       int covered = 0;
       for (const TapRun* run = begin; run < end; ++run) covered += run->length;
-      A* row = b + t * kColumns;
+      A* row = b + tap_place(t) * kColumns;
       for (int64_t c = 0; c < channels; ++c, row += taps * kColumns) {
         if (covered < kColumns) fill_zero(row, kColumns);
         const T* from = in + c * pass_.in_strides.c;

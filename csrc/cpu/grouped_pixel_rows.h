@@ -33,7 +33,7 @@ class PixelRowsPass {
   PixelRowsPass(const Pass& pass, Layout layout, const T* in, const A* bias, T* out)
       : pass_(pass),
         planar_(layout == Layout::kNCHW),
-        table_(pass, layout, in, kTileRows, true),
+        table_(pass, layout, in, kTileRows),
         bias_(bias),
         out_(out),
         panels_(ceil_div(pass.out_channels, kColumns)) {}
@@ -47,9 +47,11 @@ class PixelRowsPass {
     const int64_t work =
         rectangles.largest_pixels() * min(pass_.out_channels, chunk * kColumns) * max(1, pass_.depth());
     parallel(0, pairs * chunks, grain_for(work), [&](int64_t begin, int64_t end) {
+      typename PixelTable<T, A>::Filled filled;
       for (int64_t task = begin; task < end; ++task) {
         const int64_t pair = task / chunks, first = task % chunks * chunk;
-        run_rectangle(rectangles.at(pair / pass_.groups), pair % pass_.groups, first, min(panels_, first + chunk));
+        run_rectangle(rectangles.at(pair / pass_.groups), pair % pass_.groups, first, min(panels_, first + chunk),
+                      filled);
       }
     });
   }
@@ -118,12 +120,13 @@ class PixelRowsPass {
     }
   }
 
-  void run_rectangle(const Rectangle& r, int64_t group, int64_t panel_begin, int64_t panel_end) const {
+  void run_rectangle(const Rectangle& r, int64_t group, int64_t panel_begin, int64_t panel_end,
+                     typename PixelTable<T, A>::Filled& filled) const {
     const int64_t pixels = r.pixels(), segments = table_.segments();
     const A** a_rows = scratch<const A*>(Slot::kTable, table_.size(r) + segments);
     const A** b_rows = a_rows + table_.size(r);
     A** c_rows = scratch<A*>(Slot::kTargets, pixels);
-    table_.locate(r, group * pass_.in_channels, pass_.in_channels, a_rows);
+    table_.locate(r, group * pass_.in_channels, pass_.in_channels, a_rows, filled);
 
     const bool direct = kSameType && !planar_;
     A* partial = direct ? nullptr : scratch<A>(Slot::kOutput, pixels * kColumns);

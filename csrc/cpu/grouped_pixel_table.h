@@ -1,11 +1,10 @@
-// Where the pixels of a task read their input: for each output pixel and tap, a pointer to the channels of one input pixel.
+// Where the pixels of a task read their input.
 //
 // A task owns a rectangle of output pixels of one image. Channels-last input of the accumulator type is read in place;
-// other input (channels-first, 16-bit) is first copied, the rows and columns that the rectangle reaches, to a "band" of
-// channels-last accumulators in scratch. A pixel outside the image reads a row of zeros.
+// other input (channels-first, 16-bit, or a group's few channels out of many, which would use few sets of the cache) is
+// first copied, all that the rectangle reaches and zeros around the image, to a "band" of channels-last accumulators.
 //
-// Inputs of few channels (the first layer of a network) merge the taps of a filter row: with a band that holds the padding
-// too, the S taps x C channels of a row are one contiguous run of S * C, worth walking as one segment.
+// In a band the S taps x C channels of a filter row are one contiguous run of S * C, worth walking as one segment.
 #pragma once
 
 #include "grouped_pass.h"
@@ -59,129 +58,172 @@ class Rectangles {
   int64_t rows_, columns_, count_h_, count_w_;
 };
 
+/// The input that a rectangle reaches, as accumulators: pixel (h, w) of channel block b, counted from the first that the
+/// rectangle reaches, is at base + b * block_pitch + h * pitch_h + w * pitch_w.
+template <class A>
+struct Band {
+  const A* base;
+  int64_t block_pitch, pitch_h, pitch_w;
+};
+
 template <class T, class A>
-class PixelTable {
+class BandSource {
  public:
-  /// `tile_rows` pixels are neighbours in the table: pointer (pixel, segment) is at
-  /// (pixel / tile_rows * segments + segment) * tile_rows + pixel % tile_rows.
-  PixelTable(const Pass& pass, Layout layout, const T* in, int64_t tile_rows, bool may_merge)
-      : pass_(pass), in_(in), tile_rows_(tile_rows), planar_(layout == Layout::kNCHW) {
-    reach_h0_ = reach_w0_ = INT64_MAX;
-    reach_h1_ = reach_w1_ = INT64_MIN;
+  BandSource(const Pass& pass, Layout layout, const T* in)
+      : pass_(pass), in_(in), planar_(layout == Layout::kNCHW) {
+    if (pass.num_taps == 0) return;
+    h0_ = w0_ = INT64_MAX;
+    h1_ = w1_ = INT64_MIN;
     for (int64_t t = 0; t < pass.num_taps; ++t) {
-      reach_h0_ = min(reach_h0_, pass.taps[t].dh);
-      reach_h1_ = max(reach_h1_, pass.taps[t].dh);
-      reach_w0_ = min(reach_w0_, pass.taps[t].dw);
-      reach_w1_ = max(reach_w1_, pass.taps[t].dw);
+      h0_ = min(h0_, pass.taps[t].dh);
+      h1_ = max(h1_, pass.taps[t].dh);
+      w0_ = min(w0_, pass.taps[t].dw);
+      w1_ = max(w1_, pass.taps[t].dw);
     }
-    if (may_merge && pass.rows_contiguous && pass.in_channels < kMergeChannels) merge_taps();
-    band_ = planar_ || taps_merged_ > 1 || !std::is_same_v<T, A>;
   }
 
-  int64_t segments() const { return pass_.num_taps / taps_merged_; }
-  /// Taps of one segment: neighbours in a filter row.
-  int64_t taps_merged() const { return taps_merged_; }
-  int64_t tiles(const Rectangle& r) const { return ceil_div(r.pixels(), tile_rows_); }
-  /// Pointers of a rectangle.
-  int64_t size(const Rectangle& r) const { return tiles(r) * tile_rows_ * segments(); }
+  /// Rows and columns by which tap t is beyond the first that a rectangle reaches.
+  int64_t tap_h(int64_t t) const { return pass_.taps[t].dh - h0_; }
+  int64_t tap_w(int64_t t) const { return pass_.taps[t].dw - w0_; }
 
-  /// Fills the table for input channels c0 .. c0 + channels. Valid until this thread's next call.
-  void locate(const Rectangle& r, int64_t c0, int64_t channels, const A** table) const {
-    const Strides4& in = pass_.in_strides;
-    const T* image = in_ + r.n * in.n + c0 * in.c;
-    const A* base = nullptr;  // of input pixel (h0, w0)
-    int64_t h0 = 0, w0 = 0, pitch_h = in.h, pitch_w = in.w;
-    if (band_ && pass_.num_taps > 0) {
-      h0 = r.p0 * pass_.step_h + reach_h0_;
-      w0 = r.q0 * pass_.step_w + reach_w0_;
-      int64_t h1 = (r.p1 - 1) * pass_.step_h + reach_h1_ + 1, w1 = (r.q1 - 1) * pass_.step_w + reach_w1_ + 1;
-      if (taps_merged_ == 1) {  // padding comes from the row of zeros
-        h0 = min(pass_.in_h, max(0, h0));
-        w0 = min(pass_.in_w, max(0, w0));
-        h1 = max(h0, min(pass_.in_h, h1));
-        w1 = max(w0, min(pass_.in_w, w1));
-      }
-      pitch_w = channels;
-      pitch_h = (w1 - w0) * pitch_w;
-      A* band = scratch<A>(Slot::kBand, (h1 - h0) * pitch_h);
-      fill_band(image, channels, h0, h1, w0, w1, band);
-      base = band;
-    } else if constexpr (std::is_same_v<T, A>) {
-      base = image;
-    }
-
-    const A* outside = zeros<A>(channels);
-    const int64_t segments = this->segments(), slots = tiles(r) * tile_rows_;
-    for (int64_t s = 0; s < segments; ++s) {
-      const Tap& tap = pass_.taps[s * taps_merged_];
-      const A** slot = table + s * tile_rows_;
-      int64_t lane = 0;
-      const auto append = [&](const A* pointer) {
-        slot[lane] = pointer;
-        if (++lane == tile_rows_) {
-          lane = 0;
-          slot += segments * tile_rows_;
+  /// Copies input channels c0 .. c0 + channels in blocks of `block` channels to this thread's scratch at `slot`. In a last block of
+  /// fewer channels the others are left as they are.
+  Band<A> fill(const Rectangle& r, int64_t c0, int64_t channels, int64_t block, Slot slot) const {
+    const int64_t h = r.p0 * pass_.step_h + h0_, height = (r.p1 - 1 - r.p0) * pass_.step_h + h1_ - h0_ + 1;
+    const int64_t w = r.q0 * pass_.step_w + w0_, width = (r.q1 - 1 - r.q0) * pass_.step_w + w1_ - w0_ + 1;
+    A* base = scratch<A>(slot, ceil_div(channels, block) * height * width * block);
+    const Band<A> band{base, height * width * block, width * block, block};
+    const T* image = in_ + r.n * pass_.in_strides.n + c0 * pass_.in_strides.c;
+    // Columns inside the image.
+    const int64_t first = min(w + width, max(w, 0)), last = max(first, min(w + width, pass_.in_w));
+    for (int64_t i = 0; i < height; ++i, base += band.pitch_h) {
+      const bool inside = h + i >= 0 && h + i < pass_.in_h;
+      for (int64_t c = 0; c < channels; c += block) {
+        A* row = base + c / block * band.block_pitch;
+        if (!inside) {
+          fill_zero(row, width * block);
+          continue;
         }
-      };
-      for (int64_t p = r.p0; p < r.p1; ++p) {
-        const int64_t h = p * pass_.step_h + tap.dh;
-        const bool row_inside = taps_merged_ > 1 || (h >= 0 && h < pass_.in_h);
-        int64_t w = r.q0 * pass_.step_w + tap.dw;
-        for (int64_t q = r.q0; q < r.q1; ++q, w += pass_.step_w) {
-          const bool inside = row_inside && (taps_merged_ > 1 || (w >= 0 && w < pass_.in_w));
-          append(inside ? base + (h - h0) * pitch_h + (w - w0) * pitch_w : outside);
-        }
+        fill_zero(row, (first - w) * block);
+        fill_zero(row + (last - w) * block, (w + width - last) * block);
       }
-      for (int64_t i = r.pixels(); i < slots; ++i) append(outside);
+      if (!inside || first == last) continue;
+      copy_row(image + (h + i) * pass_.in_strides.h + first * pass_.in_strides.w, channels, last - first, block,
+               base + (first - w) * block, band.block_pitch);
     }
+    return band;
   }
 
  private:
-  static constexpr int64_t kMergeChannels = 8;
-
-  /// Merges the taps of a filter row if they are neighbours in the image.
-  void merge_taps() {
-    int64_t run = 1;
-    while (run < pass_.num_taps && pass_.taps[run].dh == pass_.taps[0].dh) ++run;
-    for (int64_t s = 1; s < run; ++s) {
-      if (pass_.taps[s].dw != pass_.taps[0].dw + s) return;
-    }
-    taps_merged_ = run;
-  }
-
-  /// Copies input rows h0 .. h1, columns w0 .. w1 (zero outside the image) as channels-last accumulators.
-  void fill_band(const T* image, int64_t channels, int64_t h0, int64_t h1, int64_t w0, int64_t w1, A* band) const {
+  void copy_row(const T* from, int64_t channels, int64_t pixels, int64_t block, A* to, int64_t block_pitch) const {
     const Strides4& in = pass_.in_strides;
-    const int64_t width = w1 - w0, first = min(w1, max(w0, 0)), last = max(first, min(w1, pass_.in_w));
-    if (planar_ && w0 == 0 && width == pass_.in_w && in.h == width && h0 >= 0 && h1 <= pass_.in_h) {
-      transpose(image + h0 * in.h, in.c, band, channels, channels, (h1 - h0) * width);
-      return;
-    }
-    for (int64_t h = h0; h < h1; ++h, band += width * channels) {
-      if (h < 0 || h >= pass_.in_h) {
-        fill_zero(band, width * channels);
-        continue;
+    if (planar_) {
+      for (int64_t c = 0; c < channels; c += block) {
+        transpose(from + c * in.c, in.c, to + c / block * block_pitch, block, min(block, channels - c), pixels);
       }
-      fill_zero(band, (first - w0) * channels);
-      fill_zero(band + (last - w0) * channels, (w1 - last) * channels);
-      const T* from = image + h * in.h + first * in.w;
-      A* to = band + (first - w0) * channels;
-      if (planar_) {
-        transpose(from, in.c, to, channels, channels, last - first);
-      } else if (in.w == channels) {
-        copy_run(from, 1, to, (last - first) * channels);
-      } else {
-        for (int64_t w = first; w < last; ++w, from += in.w, to += channels) copy_run(from, 1, to, channels);
+    } else if (in.w == block && channels == block) {
+      copy_run(from, 1, to, pixels * block);
+    } else {
+      for (int64_t i = 0; i < pixels; ++i, from += in.w, to += block) {
+        for (int64_t c = 0; c < channels; c += block) {
+          copy_run(from + c, 1, to + c / block * block_pitch, min(block, channels - c));
+        }
       }
     }
   }
 
   const Pass& pass_;
   const T* in_;
+  bool planar_;
+  int64_t h0_ = 0, h1_ = 0, w0_ = 0, w1_ = 0;  // least and greatest offset of a tap
+};
+
+/// Pointers to the input of every pixel and segment: (pixel / kTileRows, segment, pixel % kTileRows). A segment is one
+/// tap, or with a band all taps of a filter row.
+template <class T, class A>
+class PixelTable {
+ public:
+  PixelTable(const Pass& pass, Layout layout, const T* in, int64_t tile_rows)
+      : pass_(pass), source_(pass, layout, in), in_(in), tile_rows_(tile_rows) {
+    const bool few_channels = pass.num_taps > 1 && (pass.groups > 1 || pass.in_channels < kFewChannels);
+    band_ = layout == Layout::kNCHW || few_channels || !std::is_same_v<T, A>;
+    if (band_) merge_taps();
+  }
+
+  int64_t segments() const { return pass_.num_taps / taps_merged_; }
+  int64_t taps_merged() const { return taps_merged_; }
+  /// Pointers of a rectangle.
+  int64_t size(const Rectangle& r) const { return ceil_div(r.pixels(), tile_rows_) * tile_rows_ * segments(); }
+
+  /// What a table of pointers into a band depends on.
+  struct Filled {
+    const A* base = nullptr;
+    const A** table = nullptr;
+    int64_t height = 0, width = 0;
+  };
+
+  /// Fills the table for input channels c0 .. c0 + channels. Valid until this thread's next call. `filled` is what the
+  /// last call filled in: tables of equal rectangles over a band at the same place are equal, whatever the group.
+  void locate(const Rectangle& r, int64_t c0, int64_t channels, const A** table, Filled& filled) const {
+    if (pass_.num_taps == 0) return;
+    const Strides4& in = pass_.in_strides;
+    const A* outside = zeros<A>(channels);
+    Band<A> band{};
+    if (band_) {
+      band = source_.fill(r, c0, channels, channels, Slot::kBand);
+      const Filled wanted{band.base, table, r.p1 - r.p0, r.width()};
+      if (wanted.base == filled.base && wanted.table == filled.table && wanted.height == filled.height &&
+          wanted.width == filled.width) {
+        return;
+      }
+      filled = wanted;
+    } else if constexpr (std::is_same_v<T, A>) {
+      band = {in_ + r.n * in.n + c0 * in.c, 0, in.h, in.w};
+    }
+    const int64_t segments = this->segments();
+    for (int64_t s = 0; s < segments; ++s) {
+      const int64_t t = s * taps_merged_;
+      // Input row and column of output (p, q), as `band` counts them.
+      const int64_t dh = band_ ? source_.tap_h(t) - r.p0 * pass_.step_h : pass_.taps[t].dh;
+      const int64_t dw = band_ ? source_.tap_w(t) - r.q0 * pass_.step_w : pass_.taps[t].dw;
+      const A** slot = table + s * tile_rows_;
+      int64_t lane = 0;
+      for (int64_t p = r.p0; p < r.p1; ++p) {
+        const int64_t h = p * pass_.step_h + dh;
+        const bool row_inside = band_ || (h >= 0 && h < pass_.in_h);
+        for (int64_t q = r.q0; q < r.q1; ++q) {
+          const int64_t w = q * pass_.step_w + dw;
+          const bool inside = band_ || (row_inside && w >= 0 && w < pass_.in_w);
+          slot[lane] = inside ? band.base + h * band.pitch_h + w * band.pitch_w : outside;
+          if (++lane == tile_rows_) {
+            lane = 0;
+            slot += segments * tile_rows_;
+          }
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kFewChannels = 8;
+
+  /// Merges the taps of each filter row if they are neighbours in the image.
+  void merge_taps() {
+    const Tap* taps = pass_.taps;
+    int64_t run = 1;
+    while (run < pass_.num_taps && taps[run].dh == taps[0].dh) ++run;
+    for (int64_t s = 1; s < min(run, pass_.num_taps); ++s) {
+      if (taps[s].dw != taps[0].dw + s) return;
+    }
+    taps_merged_ = run;
+  }
+
+  const Pass& pass_;
+  const BandSource<T, A> source_;
+  const T* in_;
   int64_t tile_rows_;
-  bool planar_, band_;
+  bool band_;
   int64_t taps_merged_ = 1;
-  int64_t reach_h0_, reach_h1_, reach_w0_, reach_w1_;  // least and greatest offset of a tap
 };
 
 /// Writes a tile of a channels-first output: values(pixel, channel) with `pitch` between pixels, to `channels` channels at
@@ -191,10 +233,10 @@ void store_planar(const Pass& pass, const Rectangle& r, const A* values, int64_t
   const Strides4& s = pass.out_strides;
   out += r.n * s.n + r.p0 * s.h + r.q0 * s.w;
   if (s.w != 1) {  // one residue class of an input gradient: its pixels are apart
+    A* turned = scratch<A>(Slot::kTurned, channels * r.width());
     for (int64_t p = r.p0; p < r.p1; ++p, out += s.h, values += r.width() * pitch) {
-      for (int64_t c = 0; c < channels; ++c) {
-        for (int64_t i = 0; i < r.width(); ++i) store_scalar<A>(out + c * s.c + i * s.w, values[i * pitch + c]);
-      }
+      transpose(values, pitch, turned, r.width(), r.width(), channels);
+      for (int64_t c = 0; c < channels; ++c) scatter_run(turned + c * r.width(), out + c * s.c, s.w, r.width());
     }
   } else if (s.h == r.width()) {
     transpose(values, pitch, out, s.c, r.pixels(), channels);

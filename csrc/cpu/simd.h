@@ -14,13 +14,16 @@
 //   Vec<A>::load(p), v.store(p)            kWidth elements, no alignment needed
 //   Vec<A>::load(p, n), v.store(p, n)      the first n lanes, 0 <= n <= kWidth; the other lanes load as zero, and no
 //                                          byte outside the n elements is touched
+//   Vec<A>::load(p, lanes)                 the lanes of a set, Vec<A>::Lanes(bits): bit i for lane i; the others as above
+//   Vec<A>::kMasksAreFree                  whether loading a set of lanes is as fast as loading all of them
 //   a + b, a - b, a * b, a / b, a += b, fma(a, b, c) = a * b + c
 //   min(a, b), max(a, b)                   b if either is NaN, so max(limit, x) keeps a NaN of x
 //   less(a, b), select(mask, a, b)         lanewise a < b ? ...
 //   abs(a), round(a)                       to the nearest integer, ties to even
 //   exp2_of_integer(n)                     2^n for integral n in the normal range of A
 //   sum(v)                                 over the lanes, always in the same order
-//   unzip(a, b), zip(a, b)                 a|b in place: even lanes to a, odd to b; and its inverse
+//   even_lanes(a, b)                       lanes 0, 2, 4, ... of a followed by b
+//   interleave(a, b)                       in place: a|b becomes a0 b0 a1 b1 ...
 #pragma once
 
 #include "isa_prelude.h"
@@ -47,6 +50,9 @@ struct Vec;
 // not inlined would be compiled for this instruction set.
 CNNEXT_INLINE int64_t min(int64_t a, int64_t b) { return b < a ? b : a; }
 CNNEXT_INLINE int64_t max(int64_t a, int64_t b) { return a < b ? b : a; }
+
+/// Bits 0 .. n, for any n; at most 32 of them.
+CNNEXT_INLINE uint32_t low_bits(int64_t n) { return static_cast<uint32_t>((uint64_t{1} << max(0, min(n, 32))) - 1); }
 
 /// a / b rounded up, for b > 0 and a >= 0.
 CNNEXT_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

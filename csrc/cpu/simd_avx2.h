@@ -14,6 +14,15 @@ CNNEXT_INLINE __m256i first_lanes4(int n) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kFirstLanes64 + 4 - n));
 }
 
+/// The 8 16-bit words whose bit is set.
+CNNEXT_INLINE __m128i load_words_set(const void* p, uint32_t bits) {
+  alignas(16) uint16_t words[8] = {};
+  for (int i = 0; i < 8; ++i) {
+    if (bits >> i & 1) words[i] = static_cast<const uint16_t*>(p)[i];
+  }
+  return _mm_load_si128(reinterpret_cast<const __m128i*>(words));
+}
+
 /// The first n of 8 16-bit words; AVX2 has no masked load this narrow.
 CNNEXT_INLINE __m128i load_words(const void* p, int n) {
   alignas(16) uint16_t words[8] = {};
@@ -52,6 +61,15 @@ struct Vec<float> {
     __m256 v;
   };
   static constexpr int kWidth = 8;
+  static constexpr bool kMasksAreFree = false;
+  struct Lanes {
+    uint32_t bits;
+    __m256i mask;
+    CNNEXT_INLINE explicit Lanes(uint32_t set) : bits(set) {
+      const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+      mask = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(static_cast<int>(set)), bit), bit);
+    }
+  };
   __m256 v;
 
   Vec() = default;
@@ -70,6 +88,10 @@ struct Vec<float> {
     return widen_bfloat16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }
   CNNEXT_INLINE static Vec load(const BFloat16* p, int n) { return widen_bfloat16(load_words(p, n)); }
+
+  CNNEXT_INLINE static Vec load(const float* p, Lanes lanes) { return _mm256_maskload_ps(p, lanes.mask); }
+  CNNEXT_INLINE static Vec load(const Half* p, Lanes lanes) { return _mm256_cvtph_ps(load_words_set(p, lanes.bits)); }
+  CNNEXT_INLINE static Vec load(const BFloat16* p, Lanes lanes) { return widen_bfloat16(load_words_set(p, lanes.bits)); }
 
   CNNEXT_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
   CNNEXT_INLINE void store(float* p, int n) const { _mm256_maskstore_ps(p, first_lanes8(n), v); }
@@ -103,14 +125,12 @@ CNNEXT_INLINE float sum(Vec<float> a) {
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
   return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
 }
-CNNEXT_INLINE void unzip(Vec<float>& a, Vec<float>& b) {
-  // Each half first; that leaves a0 b0 a1 b1 in pairs of lanes.
-  const __m256d even = _mm256_castps_pd(_mm256_shuffle_ps(a.v, b.v, 0x88));
-  const __m256d odd = _mm256_castps_pd(_mm256_shuffle_ps(a.v, b.v, 0xdd));
-  a.v = _mm256_castpd_ps(_mm256_permute4x64_pd(even, 0xd8));
-  b.v = _mm256_castpd_ps(_mm256_permute4x64_pd(odd, 0xd8));
+CNNEXT_INLINE Vec<float> even_lanes(Vec<float> a, Vec<float> b) {
+  // Each half first; that leaves the pairs of lanes a b a b.
+  const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(a.v, b.v, 0x88));
+  return _mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8));
 }
-CNNEXT_INLINE void zip(Vec<float>& a, Vec<float>& b) {
+CNNEXT_INLINE void interleave(Vec<float>& a, Vec<float>& b) {
   const __m256 low = _mm256_unpacklo_ps(a.v, b.v), high = _mm256_unpackhi_ps(a.v, b.v);
   a.v = _mm256_permute2f128_ps(low, high, 0x20);
   b.v = _mm256_permute2f128_ps(low, high, 0x31);
@@ -123,6 +143,14 @@ struct Vec<double> {
     __m256d v;
   };
   static constexpr int kWidth = 4;
+  static constexpr bool kMasksAreFree = false;
+  struct Lanes {
+    __m256i mask;
+    CNNEXT_INLINE explicit Lanes(uint32_t set) {
+      const __m256i bit = _mm256_setr_epi64x(1, 2, 4, 8);
+      mask = _mm256_cmpeq_epi64(_mm256_and_si256(_mm256_set1_epi64x(set), bit), bit);
+    }
+  };
   __m256d v;
 
   Vec() = default;
@@ -133,6 +161,7 @@ struct Vec<double> {
 
   CNNEXT_INLINE static Vec load(const double* p) { return _mm256_loadu_pd(p); }
   CNNEXT_INLINE static Vec load(const double* p, int n) { return _mm256_maskload_pd(p, first_lanes4(n)); }
+  CNNEXT_INLINE static Vec load(const double* p, Lanes lanes) { return _mm256_maskload_pd(p, lanes.mask); }
   CNNEXT_INLINE void store(double* p) const { _mm256_storeu_pd(p, v); }
   CNNEXT_INLINE void store(double* p, int n) const { _mm256_maskstore_pd(p, first_lanes4(n), v); }
 };
@@ -160,12 +189,10 @@ CNNEXT_INLINE double sum(Vec<double> a) {
   const __m128d s = _mm_add_pd(_mm256_castpd256_pd128(a.v), _mm256_extractf128_pd(a.v, 1));
   return _mm_cvtsd_f64(_mm_add_sd(s, _mm_unpackhi_pd(s, s)));
 }
-CNNEXT_INLINE void unzip(Vec<double>& a, Vec<double>& b) {
-  const __m256d even = _mm256_unpacklo_pd(a.v, b.v), odd = _mm256_unpackhi_pd(a.v, b.v);
-  a.v = _mm256_permute4x64_pd(even, 0xd8);
-  b.v = _mm256_permute4x64_pd(odd, 0xd8);
+CNNEXT_INLINE Vec<double> even_lanes(Vec<double> a, Vec<double> b) {
+  return _mm256_permute4x64_pd(_mm256_unpacklo_pd(a.v, b.v), 0xd8);
 }
-CNNEXT_INLINE void zip(Vec<double>& a, Vec<double>& b) {
+CNNEXT_INLINE void interleave(Vec<double>& a, Vec<double>& b) {
   const __m256d low = _mm256_unpacklo_pd(a.v, b.v), high = _mm256_unpackhi_pd(a.v, b.v);
   a.v = _mm256_permute2f128_pd(low, high, 0x20);
   b.v = _mm256_permute2f128_pd(low, high, 0x31);

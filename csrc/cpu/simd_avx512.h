@@ -28,6 +28,11 @@ struct Vec<float> {
   using Scalar = float;
   using Mask = __mmask16;
   static constexpr int kWidth = 16;
+  static constexpr bool kMasksAreFree = true;
+  struct Lanes {
+    __mmask16 mask;
+    CNNEXT_INLINE explicit Lanes(uint32_t bits) : mask(static_cast<__mmask16>(bits)) {}
+  };
   __m512 v;
 
   Vec() = default;
@@ -49,6 +54,14 @@ struct Vec<float> {
   }
   CNNEXT_INLINE static Vec load(const BFloat16* p, int n) {
     return widen_bfloat16(_mm256_maskz_loadu_epi16(first_lanes16(n), p));
+  }
+
+  CNNEXT_INLINE static Vec load(const float* p, Lanes lanes) { return _mm512_maskz_loadu_ps(lanes.mask, p); }
+  CNNEXT_INLINE static Vec load(const Half* p, Lanes lanes) {
+    return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(lanes.mask, p));
+  }
+  CNNEXT_INLINE static Vec load(const BFloat16* p, Lanes lanes) {
+    return widen_bfloat16(_mm256_maskz_loadu_epi16(lanes.mask, p));
   }
 
   CNNEXT_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
@@ -83,13 +96,11 @@ CNNEXT_INLINE Vec<float> exp2_of_integer(Vec<float> n) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23));
 }
 CNNEXT_INLINE float sum(Vec<float> a) { return _mm512_reduce_add_ps(a.v); }
-CNNEXT_INLINE void unzip(Vec<float>& a, Vec<float>& b) {
+CNNEXT_INLINE Vec<float> even_lanes(Vec<float> a, Vec<float> b) {
   const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-  const __m512 evens = _mm512_permutex2var_ps(a.v, even, b.v);
-  b.v = _mm512_permutex2var_ps(a.v, _mm512_add_epi32(even, _mm512_set1_epi32(1)), b.v);
-  a.v = evens;
+  return _mm512_permutex2var_ps(a.v, even, b.v);
 }
-CNNEXT_INLINE void zip(Vec<float>& a, Vec<float>& b) {
+CNNEXT_INLINE void interleave(Vec<float>& a, Vec<float>& b) {
   const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   const __m512 first = _mm512_permutex2var_ps(a.v, low, b.v);
   b.v = _mm512_permutex2var_ps(a.v, _mm512_add_epi32(low, _mm512_set1_epi32(8)), b.v);
@@ -101,6 +112,11 @@ struct Vec<double> {
   using Scalar = double;
   using Mask = __mmask8;
   static constexpr int kWidth = 8;
+  static constexpr bool kMasksAreFree = true;
+  struct Lanes {
+    __mmask8 mask;
+    CNNEXT_INLINE explicit Lanes(uint32_t bits) : mask(static_cast<__mmask8>(bits)) {}
+  };
   __m512d v;
 
   Vec() = default;
@@ -111,6 +127,7 @@ struct Vec<double> {
 
   CNNEXT_INLINE static Vec load(const double* p) { return _mm512_loadu_pd(p); }
   CNNEXT_INLINE static Vec load(const double* p, int n) { return _mm512_maskz_loadu_pd(first_lanes8(n), p); }
+  CNNEXT_INLINE static Vec load(const double* p, Lanes lanes) { return _mm512_maskz_loadu_pd(lanes.mask, p); }
   CNNEXT_INLINE void store(double* p) const { _mm512_storeu_pd(p, v); }
   CNNEXT_INLINE void store(double* p, int n) const { _mm512_mask_storeu_pd(p, first_lanes8(n), v); }
 };
@@ -135,13 +152,10 @@ CNNEXT_INLINE Vec<double> exp2_of_integer(Vec<double> n) {
   return _mm512_castsi512_pd(_mm512_slli_epi64(exponent, 52));
 }
 CNNEXT_INLINE double sum(Vec<double> a) { return _mm512_reduce_add_pd(a.v); }
-CNNEXT_INLINE void unzip(Vec<double>& a, Vec<double>& b) {
-  const __m512i even = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
-  const __m512d evens = _mm512_permutex2var_pd(a.v, even, b.v);
-  b.v = _mm512_permutex2var_pd(a.v, _mm512_add_epi64(even, _mm512_set1_epi64(1)), b.v);
-  a.v = evens;
+CNNEXT_INLINE Vec<double> even_lanes(Vec<double> a, Vec<double> b) {
+  return _mm512_permutex2var_pd(a.v, _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14), b.v);
 }
-CNNEXT_INLINE void zip(Vec<double>& a, Vec<double>& b) {
+CNNEXT_INLINE void interleave(Vec<double>& a, Vec<double>& b) {
   const __m512i low = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
   const __m512d first = _mm512_permutex2var_pd(a.v, low, b.v);
   b.v = _mm512_permutex2var_pd(a.v, _mm512_add_epi64(low, _mm512_set1_epi64(4)), b.v);

@@ -73,6 +73,11 @@ struct Vec {
     Integers v;
   };
   static constexpr int kWidth = 16 / sizeof(A);
+  static constexpr bool kMasksAreFree = false;
+  struct Lanes {
+    uint32_t bits;
+    CNNEXT_INLINE explicit Lanes(uint32_t set) : bits(set) {}
+  };
   Values v;
 
   Vec() = default;
@@ -95,9 +100,13 @@ struct Vec {
   }
   template <class T>
   CNNEXT_INLINE static Vec load(const T* p, int n) {
+    return load(p, Lanes((1u << n) - 1));
+  }
+  template <class T>
+  [[gnu::noinline]] static Vec load(const T* p, Lanes lanes) {
     Vec result = zero();
     for (int i = 0; i < kWidth; ++i) {
-      if (i < n) result.v[i] = widen(p[i]);
+      if (lanes.bits >> i & 1) result.v[i] = widen(p[i]);
     }
     return result;
   }
@@ -110,7 +119,7 @@ struct Vec {
     }
   }
   template <class T>
-  CNNEXT_INLINE void store(T* p, int n) const {
+  [[gnu::noinline]] void store(T* p, int n) const {
     for (int i = 0; i < kWidth; ++i) {
       if (i < n) narrow(v[i], p + i);
     }
@@ -184,22 +193,19 @@ CNNEXT_INLINE A sum(Vec<A> a) {
     return a.v[0] + a.v[1];
   }
 }
-CNNEXT_INLINE void unzip(Vec<float>& a, Vec<float>& b) {
-  const Vec<float>::Values even{a.v[0], a.v[2], b.v[0], b.v[2]}, odd{a.v[1], a.v[3], b.v[1], b.v[3]};
-  a.v = even;
-  b.v = odd;
+CNNEXT_INLINE Vec<float> even_lanes(Vec<float> a, Vec<float> b) {
+  return Vec<float>::Values{a.v[0], a.v[2], b.v[0], b.v[2]};
 }
-CNNEXT_INLINE void zip(Vec<float>& a, Vec<float>& b) {
+CNNEXT_INLINE void interleave(Vec<float>& a, Vec<float>& b) {
   const Vec<float>::Values low{a.v[0], b.v[0], a.v[1], b.v[1]}, high{a.v[2], b.v[2], a.v[3], b.v[3]};
   a.v = low;
   b.v = high;
 }
-CNNEXT_INLINE void unzip(Vec<double>& a, Vec<double>& b) {
-  const Vec<double>::Values even{a.v[0], b.v[0]}, odd{a.v[1], b.v[1]};
-  a.v = even;
-  b.v = odd;
+CNNEXT_INLINE Vec<double> even_lanes(Vec<double> a, Vec<double> b) { return Vec<double>::Values{a.v[0], b.v[0]}; }
+CNNEXT_INLINE void interleave(Vec<double>& a, Vec<double>& b) {
+  const Vec<double>::Values low{a.v[0], b.v[0]}, high{a.v[1], b.v[1]};
+  a.v = low;
+  b.v = high;
 }
-/// With two lanes the two shuffles are the same.
-CNNEXT_INLINE void zip(Vec<double>& a, Vec<double>& b) { unzip(a, b); }
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -1,0 +1,1 @@
+"""Runs the kernels of csrc/cuda on the CPU: the same text, compiled by g++."""
