@@ -101,10 +101,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--threads", type=_positive_int, help="of the CPU (default: PyTorch's)")
     parser.add_argument(
-        "--system-malloc",
+        "--keep-freed-memory",
         action="store_true",
-        help="leave the C library's heap as it is; by default freed memory is kept, so that no call is charged for the "
-        "page faults of fresh memory, which come and go with what ran before",
+        help="make the C library's heap keep freed memory, so that no call is charged for the page faults of fresh "
+        "memory, which come and go with what ran before",
     )
     parser.add_argument("--out", type=Path, help="JSON file to write (default: a dated name in bench/results)")
     parser.add_argument(
@@ -193,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Every call would go to PyTorch, and the benchmark would compare it with itself.
         where = Path(cnnext.__file__).parent
         parser.error(f"cnnext's kernels for {device.type} are not loaded in {where}; python -m cnnext.info says why")
-    keeps_freed_memory = not options.system_malloc and environment.keep_freed_memory()
+    keeps_freed_memory = options.keep_freed_memory and environment.keep_freed_memory()
     if options.threads:
         torch.set_num_threads(options.threads)
     if device.type == "cuda":

@@ -1,8 +1,8 @@
 """In-tree build backend: setuptools, compiling against the torch that is already installed.
 
 An isolated build sees none of the environment's packages, so naming torch as a build requirement would download another
-torch of several gigabytes. This backend looks for a torch in the environment that the build was started from, and asks for
-one only if there is none.
+torch of several gigabytes. This backend looks for a torch in the environment that the build was started from, and asks
+for one only if there is none.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ Rows:
     cuda-no-nvcc  CUDA torch, nvcc hidden
     no-torch      an empty environment; torch comes as a dependency
 
-`pip install .` runs with its default build isolation. CNNEXT_MATRIX_CPU_TORCH and CNNEXT_MATRIX_CUDA_TORCH name the builds of
-torch to use (default: torch==2.13.0 and torch==2.14.1; a row whose torch turns out to be of the other kind fails).
+`pip install .` runs with its default build isolation. CNNEXT_MATRIX_CPU_TORCH and CNNEXT_MATRIX_CUDA_TORCH name the
+builds of torch to use (default: torch==2.13.0 and torch==2.14.1; a row whose torch turns out to be of the other kind
+fails).
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     python build_tools/smoke.py {cpu-torch,cuda-built,no-nvcc,any}
 
-The argument says what the CUDA kernels are expected to be in this environment. Exits with an error where that is not so.
+The argument says what the CUDA kernels are expected to be in this environment. Exits with an error where that is not
+so.
 """
 
 from __future__ import annotations

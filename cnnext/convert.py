@@ -20,8 +20,8 @@ def convert(
 ) -> _Model:
     """Turns every nn.Conv2d of a model into the cnnext module that computes the same.
 
-    Parameters and buffers are shared with the model passed in, so training one trains the other. Names, `state_dict`, hooks
-    and the training flag stay. Subclasses of nn.Conv2d are left alone: they may compute something else.
+    Parameters and buffers are shared with the model passed in, so training one trains the other. Names, `state_dict`,
+    hooks and the training flag stay. Subclasses of nn.Conv2d are left alone: they may compute something else.
 
     Args:
         model: any module; an nn.Conv2d itself too.

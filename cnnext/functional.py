@@ -1,11 +1,11 @@
 """Functional form of cnnext's convolutions, with the arguments and the semantics of torch.nn.functional.conv2d.
 
-Every function takes an input (N, C, H, W) or unbatched (C, H, W), in any memory format, of any dtype that F.conv2d takes;
-float32, float64, float16 and bfloat16 run on cnnext's kernels, the rest on PyTorch's. The output has the shape, dtype and
-memory format that F.conv2d would give; sums are accumulated in float32 or wider.
+Every function takes an input (N, C, H, W) or unbatched (C, H, W), in any memory format, of any dtype that F.conv2d
+takes; float32, float64, float16 and bfloat16 run on cnnext's kernels, the rest on PyTorch's. The output has the shape,
+dtype and memory format that F.conv2d would give; sums are accumulated in float32 or wider.
 
-An activation is applied to the sum before it is rounded to the output's dtype. Where a gradient will be needed it is a step of
-its own instead, after the rounding, as it would be behind F.conv2d.
+An activation is applied to the sum before it is rounded to the output's dtype. Where a gradient will be needed it is a
+step of its own instead, after the rounding, as it would be behind F.conv2d.
 """
 
 from __future__ import annotations
@@ -166,8 +166,8 @@ def separable_conv2d(
 ) -> Tensor:
     """Depthwise-separable convolution: depthwise, activation, 1x1, activation.
 
-    Batch normalisation in evaluation mode is folded into the weights and biases by the caller. Stride, padding and dilation
-    are those of the depthwise half. Source: Howard et al., "MobileNets", arXiv:1704.04861.
+    Batch normalisation in evaluation mode is folded into the weights and biases by the caller. Stride, padding and
+    dilation are those of the depthwise half. Source: Howard et al., "MobileNets", arXiv:1704.04861.
 
     Args:
         input: (N, C, H, W) or (C, H, W).
@@ -203,9 +203,7 @@ def separable_conv2d(
         activation=depthwise_activation,
         backend=backend,
     )
-    return pointwise_conv2d(
-        middle, pointwise_weight, pointwise_bias, activation=pointwise_activation, backend=backend
-    )
+    return pointwise_conv2d(middle, pointwise_weight, pointwise_bias, activation=pointwise_activation, backend=backend)
 
 
 def _run(
@@ -231,7 +229,7 @@ def _run(
     # The call is wrong, or of a form that only F.conv2d takes. If it is wrong, F.conv2d says so in its own words.
     if family == "depthwise" and isinstance(input, Tensor) and input.dim() in (3, 4):
         groups = input.size(-3)
-    output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)  # type: ignore[arg-type]
+    output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
     if backends.is_forced(backend):
         raise failure
     return ops.apply_activation(output, _ACTIVATION_INDEX[activation])
@@ -259,17 +257,15 @@ def _make_call(
     if isinstance(padding, str):
         input, padding = _numeric_padding(input, weight, stride, padding, dilation)
     # The operators take lists only.
-    if type(stride) is int:
+    if isinstance(stride, int):
         stride = (stride, stride)
-    if type(padding) is int:
+    if isinstance(padding, int):
         padding = (padding, padding)
-    if type(dilation) is int:
+    if isinstance(dilation, int):
         dilation = (dilation, dilation)
     if family == "depthwise":
         groups = input.size(1)
-    return ConvCall(
-        family, input, weight, bias, stride, padding, dilation, groups, _ACTIVATION_INDEX[activation]
-    )
+    return ConvCall(family, input, weight, bias, stride, padding, dilation, groups, _ACTIVATION_INDEX[activation])
 
 
 def _numeric_padding(

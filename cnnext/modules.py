@@ -1,13 +1,13 @@
 """Convolution modules that stand in for torch.nn.Conv2d.
 
-Each takes the constructor arguments of nn.Conv2d, initialises its parameters alike, and has the same `state_dict`, so that a
-checkpoint of one loads into the other.
+Each takes the constructor arguments of nn.Conv2d, initialises its parameters alike, and has the same `state_dict`, so
+that a checkpoint of one loads into the other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from torch.nn.common_types import _size_2_t
 from cnnext import functional, ops
 
 __all__ = ["DepthwiseConv2d", "DepthwiseSeparableConv2d", "GroupedConv2d", "PointwiseConv2d"]
+
+_PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 
 
 def _padded(conv: nn.Conv2d, input: Tensor) -> tuple[Tensor, Any]:
@@ -61,7 +63,7 @@ class DepthwiseConv2d(nn.Conv2d):
         dilation: _size_2_t = 1,
         groups: int | None = None,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: _PaddingMode = "zeros",
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -142,7 +144,7 @@ class PointwiseConv2d(nn.Conv2d):
         dilation: _size_2_t = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: _PaddingMode = "zeros",
         device: Any = None,
         dtype: Any = None,
     ) -> None:
@@ -152,9 +154,7 @@ class PointwiseConv2d(nn.Conv2d):
             )
         if groups != 1:
             raise ValueError(f"PointwiseConv2d has one group, but got groups={groups}; GroupedConv2d takes any number")
-        super().__init__(
-            in_channels, out_channels, 1, stride, padding, dilation, 1, bias, padding_mode, device, dtype
-        )
+        super().__init__(in_channels, out_channels, 1, stride, padding, dilation, 1, bias, padding_mode, device, dtype)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         input, padding = _padded(self, input)
@@ -213,7 +213,7 @@ class DepthwiseSeparableConv2d(nn.Sequential):
         padding: _size_2_t | str = 0,
         dilation: _size_2_t = 1,
         bias: bool = False,
-        padding_mode: str = "zeros",
+        padding_mode: _PaddingMode = "zeros",
         device: Any = None,
         dtype: Any = None,
         activation: str | None = "relu6",

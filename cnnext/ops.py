@@ -7,12 +7,13 @@ operators of its own:
     cnnext::{family}_conv2d_backward_input(grad_output, weight, input_size, ...) -> grad_input
     cnnext::{family}_conv2d_backward_weight(grad_output, input, weight_size, ...) -> (grad_weight, grad_bias)
 
-Shapes: input (N, C, H, W); weight (K, C / groups, R, S); bias (K); output and grad_output (N, K, P, Q). In the depthwise
-family groups = C, in the pointwise family groups = 1 and R = S = 1. `activation` is an index into `ACTIVATIONS`.
+Shapes: input (N, C, H, W); weight (K, C / groups, R, S); bias (K); output and grad_output (N, K, P, Q). In the
+depthwise family groups = C, in the pointwise family groups = 1 and R = S = 1. `activation` is an index into
+`ACTIVATIONS`.
 
 The three form a closed set under differentiation: the gradient of any is made of the other two, which is how double
-backward works. Kernels for a device are registered by the shared objects in `cnnext/_extension.py`; where there is none,
-the operators run on ATen's convolution.
+backward works. Kernels for a device are registered by the shared objects in `cnnext/_extension.py`; where there is
+none, the operators run on ATen's convolution.
 """
 
 from __future__ import annotations
@@ -54,9 +55,12 @@ class Family(NamedTuple):
 
     def split(self, args: Sequence[Any], channels: int) -> tuple[Geometry, Sequence[Any]]:
         """Splits what follows the tensors and sizes of a call into its geometry and the rest."""
+        stride, padding, dilation, *rest = args
         if self.has_groups:
-            return Geometry(*args[:4]), args[4:]
-        return Geometry(*args[:3], channels if self.name == "depthwise" else 1), args[3:]
+            groups, *rest = rest
+        else:
+            groups = channels if self.name == "depthwise" else 1
+        return Geometry(stride, padding, dilation, groups), rest
 
     def join(self, geometry: Geometry) -> tuple[Any, ...]:
         """The geometry as arguments of the operators: the inverse of `split`."""
@@ -93,8 +97,8 @@ _ACTIVATION_FORWARD: tuple[Callable[[Tensor], Tensor], ...] = (
 )
 
 
-# ATen's gradients of mish and silu are not differentiable themselves; where a second gradient may be asked for, they are
-# written out.
+# ATen's gradients of mish and silu are not differentiable themselves; where a second gradient may be asked for, they
+# are written out.
 
 
 def _mish_backward(grad: Tensor, x: Tensor) -> Tensor:
@@ -124,7 +128,7 @@ _ACTIVATION_BACKWARD: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
 )
 
 
-# -------------------------------------------------------------------------------------------------------- memory formats
+# ------------------------------------------------------------------------------------------------------- memory formats
 
 
 def _channels_last_result(input: Tensor, weight: Tensor) -> bool:
@@ -140,12 +144,10 @@ def _in_format(tensor: Tensor, channels_last: bool) -> Tensor:
     return tensor.contiguous(memory_format=_memory_format(channels_last))
 
 
-# ------------------------------------------------------------------------------------------------------- ATen's versions
+# ------------------------------------------------------------------------------------------------------ ATen's versions
 
 
-def _aten_forward(
-    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: int
-) -> Tensor:
+def _aten_forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: int) -> Tensor:
     stride, padding, dilation, groups = geometry
     output = aten.convolution(input, weight, bias, stride, padding, dilation, False, [0, 0], groups)
     return apply_activation(_in_format(output, _channels_last_result(input, weight)), activation)
@@ -188,12 +190,10 @@ def _aten_backward_weight(
     return _in_format(grad_weight, channels_last), grad_bias if with_bias else input.new_empty(0)
 
 
-# ----------------------------------------------------------------------------------------------------------------- fakes
+# ---------------------------------------------------------------------------------------------------------------- fakes
 
 
-def _fake_forward(
-    input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: int
-) -> Tensor:
+def _fake_forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: int) -> Tensor:
     # ATen's own fake checks the sizes, in its own words.
     stride, padding, dilation, groups = geometry
     output = aten.convolution(input, weight, bias, stride, padding, dilation, False, [0, 0], groups)
@@ -219,12 +219,13 @@ def _fake_backward_weight(
     with_bias: bool,
     channels_last: bool,
 ) -> tuple[Tensor, Tensor]:
-    options = {"dtype": input.dtype, "device": input.device}
-    grad_weight = torch.empty(weight_size, memory_format=_memory_format(channels_last), **options)
-    return grad_weight, torch.empty(weight_size[0] if with_bias else 0, **options)
+    grad_weight = torch.empty(
+        weight_size, dtype=input.dtype, device=input.device, memory_format=_memory_format(channels_last)
+    )
+    return grad_weight, input.new_empty(weight_size[0] if with_bias else 0)
 
 
-# -------------------------------------------------------------------------------------------------------------- autograd
+# ------------------------------------------------------------------------------------------------------------- autograd
 
 
 def _register_autograd(family: Family) -> None:
@@ -297,7 +298,7 @@ def _register_autograd(family: Family) -> None:
         torch.library.register_autograd(operator, backward, setup_context=save, lib=_LIBRARY)
 
 
-# ------------------------------------------------------------------------------------------------------------------ vmap
+# ----------------------------------------------------------------------------------------------------------------- vmap
 
 
 def _batch_first(tensor: Tensor, dim: int | None, batch_size: int) -> Tensor:
@@ -371,7 +372,7 @@ def _register_vmap(family: Family) -> None:
         torch.library.register_vmap(operator, rule, lib=_LIBRARY)
 
 
-# -------------------------------------------------------------------------------------------------------------- autocast
+# ------------------------------------------------------------------------------------------------------------- autocast
 
 
 def _register_autocast(operator: Any, device_type: str, key: torch._C.DispatchKey) -> None:
@@ -392,7 +393,7 @@ def _register_autocast(operator: Any, device_type: str, key: torch._C.DispatchKe
     _LIBRARY.impl(operator._schema.name.partition("::")[2], cast_and_call, key.name)
 
 
-# ---------------------------------------------------------------------------------------------------------- declarations
+# --------------------------------------------------------------------------------------------------------- declarations
 
 
 def _declare(name: str) -> Family:
@@ -436,13 +437,10 @@ def _declare(name: str) -> Family:
         geometry, (with_bias, channels_last) = family.split(rest, input.size(1))
         return function(grad_output, input, weight_size, geometry, with_bias, channels_last)
 
-    for operator, adapter, fallback, fake in zip(
-        schemas,
-        (forward, backward_input, backward_weight),
-        (_aten_forward, _aten_backward_input, _aten_backward_weight),
-        (_fake_forward, _fake_backward_input, _fake_backward_weight),
-        strict=True,
-    ):
+    adapters: tuple[Callable[..., Any], ...] = (forward, backward_input, backward_weight)
+    fallbacks: tuple[Callable[..., Any], ...] = (_aten_forward, _aten_backward_input, _aten_backward_weight)
+    fakes: tuple[Callable[..., Any], ...] = (_fake_forward, _fake_backward_input, _fake_backward_weight)
+    for operator, adapter, fallback, fake in zip(schemas, adapters, fallbacks, fakes, strict=True):
         _FALLBACK.impl(operator, functools.partial(adapter, fallback))
         torch.library.register_fake(f"cnnext::{operator}", functools.partial(adapter, fake), lib=_LIBRARY)
 

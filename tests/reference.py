@@ -30,6 +30,9 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "hardswish": F.hardswish,
 }
 
+# Where the slope of an activation jumps, by at most 1.
+_KINKS = {"relu": (0.0,), "relu6": (0.0, 6.0), "leaky_relu": (0.0,), "hardswish": (-3.0, 3.0)}
+
 # The steepest slope of any activation (hardswish at 3) and the error, in units of the accumulator's epsilon, that
 # evaluating one may add.
 _STEEPEST_SLOPE = 1.5
@@ -126,8 +129,12 @@ def expect_gradients(
     w: torch.Tensor,
     bias: torch.Tensor | None = None,
     activation: str | None = None,
+    sum_is_exact: bool = False,
 ) -> ExpectedGradients:
-    """Gradients of sum(grad_output * activation(conv(x, w) + bias)) in float64, with bounds for results in x's dtype."""
+    """Gradients of sum(grad_output * activation(conv(x, w) + bias)) in float64, with bounds for results in x's dtype.
+
+    Unless `sum_is_exact`, a sum within rounding of a kink of the activation may fall on either side of it.
+    """
     dtype = x.dtype
     grad64, x64, w64, bias64 = upcast(grad_output), upcast(x), upcast(w), upcast(bias)
     grad_error = torch.zeros_like(grad64)
@@ -136,6 +143,10 @@ def expect_gradients(
         (slope,) = torch.autograd.grad(activate(before, activation).sum(), before)
         # The gradient before the activation is a tensor of x's dtype, computed from values of x's dtype.
         grad_error = 3 * torch.finfo(dtype).eps * grad64.abs() * (1 + before.detach().abs())
+        if not sum_is_exact:
+            for kink in _KINKS.get(activation, ()):
+                near = (before.detach() - kink).abs() <= 2 * torch.finfo(dtype).eps * (1 + abs(kink))
+                grad_error += near * grad64.abs()
         grad64 = grad64 * slope
     values = _gradients(case, grad64, x64, w64)
     magnitudes = _gradients(case, grad64.abs(), x64.abs(), w64.abs())

@@ -1,4 +1,4 @@
-"""What is built where: the search for torch and for a CUDA toolkit, the environment variables, and a part that is missing."""
+"""What is built where: the search for torch and a CUDA toolkit, environment variables, and kernels that are missing."""
 
 from __future__ import annotations
 
@@ -112,12 +112,10 @@ def test_skip_leaves_cuda_out(
     assert setup_module["plan_cuda"]()["built"]
 
 
-def test_force_fails_instead_of_leaving_cuda_out(
-    setup_module: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_force_fails_instead_of_leaving_cuda_out(setup_module: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
     monkeypatch.setenv("CNNEXT_FORCE_CUDA", "1")
-    with pytest.raises(SystemExit, match="CNNEXT_FORCE_CUDA is set.*built without CUDA"):
+    with pytest.raises(SystemExit, match=r"CNNEXT_FORCE_CUDA is set.*built without CUDA"):
         setup_module["plan_cuda"]()
 
 

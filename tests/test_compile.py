@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import cnnext
 from tests.cases import apply_op, case, plain_conv2d, random_operands
@@ -78,7 +79,7 @@ def test_inductor() -> None:
 @pytest.mark.parametrize("op", GEOMETRY)
 def test_dynamic_shapes_compile_once(op: str) -> None:
     entry = GEOMETRY[op]
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(
         lambda x, w, bias: apply_op(op, entry, x, w, bias, activation="relu6"),
         fullgraph=True,

@@ -1,4 +1,4 @@
-"""The CUDA kernels, run on the CPU by the emulator, in a plain build and under the address and undefined-behaviour sanitizers."""
+"""The CUDA kernels, run on the CPU by the emulator: a plain build, and one under the address and UB sanitizers."""
 
 from __future__ import annotations
 
@@ -136,7 +136,19 @@ def test_plan(kernels: Any) -> None:
 @pytest.mark.skipif(BUILD != "plain", reason="this is the process that it starts")
 def test_under_sanitizers() -> None:
     environment = {**os.environ, **build.sanitizer_environment(), "CNNEXT_EMULATOR_BUILD": "sanitized"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", __file__, "-k", "slices or integers"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-n",
+        "0",
+        __file__,
+        "-k",
+        "slices or integers",
+    ]
     result = subprocess.run(
         command, env=environment, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False
     )

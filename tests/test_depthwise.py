@@ -63,7 +63,7 @@ def test_output_strides(layout: str, weight_layout: str) -> None:
 def test_same_bits_in_every_run(dtype: torch.dtype, layout: str) -> None:
     large = checking.enlarged(by_name(OP, "mobilenet_28", "filter_5x5_s2", "multiplier_3_s2", "dilation_2"))
     for case in FEW + large:
-        checking.check_determinism(OP, case, dtype, layout, "silu")
+        checking.check_determinism(OP, case, dtype, layout)
 
 
 @pytest.mark.parametrize("layout", NATIVE_LAYOUTS)

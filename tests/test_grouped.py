@@ -60,7 +60,7 @@ def test_output_strides(layout: str, weight_layout: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, **IDS)
 def test_same_bits_in_every_run(dtype: torch.dtype, layout: str) -> None:
     for case in FEW + checking.enlarged(by_name(OP, "dense_stem", "dense_3x3", "resnext_group_of_4")):
-        checking.check_determinism(OP, case, dtype, layout, "silu")
+        checking.check_determinism(OP, case, dtype, layout)
 
 
 @pytest.mark.parametrize("layout", NATIVE_LAYOUTS)

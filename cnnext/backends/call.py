@@ -17,8 +17,8 @@ KERNEL_DTYPES = frozenset({torch.float32, torch.float64, torch.float16, torch.bf
 class ConvCall(NamedTuple):
     """One call of a convolution, as cnnext.functional hands it to a backend.
 
-    `input` is (N, C, H, W); `padding` is symmetric; `groups` is what F.conv2d would be called with; `activation` is an index
-    into `cnnext.ops.ACTIVATIONS`.
+    `input` is (N, C, H, W); `padding` is symmetric; `groups` is what F.conv2d would be called with; `activation` is an
+    index into `cnnext.ops.ACTIVATIONS`.
     """
 
     family: str

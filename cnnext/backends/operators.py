@@ -28,16 +28,17 @@ def refuses(call: ConvCall) -> str | None:
     return None
 
 
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
 def run(call: ConvCall) -> Tensor:
     """Runs the operator; the activation is fused unless a gradient will be needed.
 
     A fused activation keeps nothing of what went into it, so its gradient would compute the convolution twice.
     """
     family, input, weight, bias, stride, padding, dilation, groups, activation = call
-    fused = activation
-    if activation and torch.is_grad_enabled():
-        if input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad):
-            fused = 0
+    fused = 0 if activation and _needs_gradient(input, weight, bias) else activation
     if family == "depthwise":
         output = _DEPTHWISE(input, weight, bias, stride, padding, dilation, fused)
     elif family == "pointwise":

@@ -28,20 +28,51 @@ struct WeightBlock {
   static constexpr int kRows = kManyRegisters && kR != 5 ? 7 : 4;
 };
 
+/// A task is one output channel over one part of the batch.
 template <class T, class A>
 struct WeightCall {
   const ConvParams& p;
   const T *dy, *x;
+  T *dw, *dbias;
   const TapPosition* positions;  // of the filter columns
   int64_t columns;
+  bool whole;  // whole columns of R taps
+  int64_t parts;
+  A* partial;  // [part][k][tap, or bias], if there are several parts
 
+  int64_t taps() const { return p.R * p.S; }
   PlaneShape x_shape() const { return {p.H, p.W, p.x_strides.h}; }
+
+  void write(int64_t k, int64_t tap, A value) const {
+    if (tap < taps() && dw) store_scalar(dw + k * taps() + tap, value);
+    if (tap == taps() && dbias) store_scalar(dbias + k, value);
+  }
 };
 
-/// One output channel, and the images it is summed over.
-struct WeightTask {
-  int64_t k, begin_n, end_n;
-};
+/// For each task of the range: calls f(plane of dy, plane of x, sums) for each image, then adds the lanes of the sums
+/// [column][R], which that of dy follows.
+template <class T, class A, class F>
+CNNEXT_INLINE void for_weight_tasks(const WeightCall<T, A>& call, int64_t begin, int64_t end, const F& f) {
+  const ConvParams& p = call.p;
+  Scratch<Vec<A>, 64> sums(call.taps() + 1);
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t part = index / p.K, k = index % p.K;
+    for (int64_t i = 0; i <= call.taps(); ++i) sums[i] = Vec<A>::zero();
+    for (int64_t n = part * p.N / call.parts; n < (part + 1) * p.N / call.parts; ++n) {
+      f(call.dy + n * p.y_strides.n + k * p.y_strides.c,
+        call.x + n * p.x_strides.n + k / (p.K / p.C) * p.x_strides.c, sums.data());
+    }
+    for (int64_t tap = 0; tap <= call.taps(); ++tap) {
+      const int64_t place = call.whole && tap < call.taps() ? tap % p.S * p.R + tap / p.S : tap;
+      const A value = sum(sums[place]);
+      if (call.parts == 1) {
+        call.write(k, tap, value);
+      } else {
+        call.partial[index * (call.taps() + 1) + tap] = value;
+      }
+    }
+  }
+}
 
 /// The sums in registers: `count` <= kColumns filter columns from `first` on, and that of dy.
 template <int kColumns, int kR, class A>
@@ -89,9 +120,8 @@ CNNEXT_INLINE void accumulate_weights(const Vec<A> (&gradient)[kRows], const Sou
   }
 }
 
-/// Adds the planes of a task to its sums [column][R], which that of dy follows.
 template <int kR, int kStep, int kStride, class T, class A>
-void accumulate_planes(const WeightCall<T, A>& call, const WeightTask& task, Vec<A>* memory) {
+void backward_weight_range(const WeightCall<T, A>& call, int64_t begin, int64_t end) {
   using V = Vec<A>;
   using Source = RowSource<kStride, T, A>;
   constexpr int kColumns = WeightBlock<kR>::kColumns, kRows = WeightBlock<kR>::kRows;
@@ -102,9 +132,8 @@ void accumulate_planes(const WeightCall<T, A>& call, const WeightTask& task, Vec
   Source source(call.x_shape(), row_pointers.data(), table_size, zeros.data(), p.stride_w);
   const StripTaps<Source> taps(source, call.positions, call.columns, p.Q, p.stride_w, V::kWidth);
 
-  for (int64_t n = task.begin_n; n < task.end_n; ++n) {
-    const T* dy = call.dy + n * p.y_strides.n + task.k * p.y_strides.c;
-    source.select_plane(call.x + n * p.x_strides.n + task.k / (p.K / p.C) * p.x_strides.c);
+  for_weight_tasks(call, begin, end, [&](const T* dy, const T* x, V* memory) {
+    source.select_plane(x);
     for (int64_t first = 0; first < call.columns; first += kColumns) {
       WeightSums<kColumns, kR, A> sums(memory, first, call.columns);
       const auto block = [&](auto rows, int64_t i) {
@@ -124,13 +153,13 @@ void accumulate_planes(const WeightCall<T, A>& call, const WeightTask& task, Vec
       for (; i < p.P; ++i) block(std::integral_constant<int, 1>{}, i);
       sums.write(memory, call.columns);
     }
-  }
+  });
 }
 
-/// Stride 1, two rows a vector. An odd last row is alone in its vector, and x is masked with it: a zero in dy is not
-/// enough, since x may be infinite there.
+/// Stride 1 and R = S, two rows a vector. An odd last row is alone in its vector, and x is masked with it: a zero in dy
+/// is not enough, since x may be infinite there.
 template <int kR, class T, class A>
-void accumulate_planes_pairs(const WeightCall<T, A>& call, const WeightTask& task, Vec<A>* memory) {
+void backward_weight_range_pairs(const WeightCall<T, A>& call, int64_t begin, int64_t end) {
   using V = Vec<A>;
   using Source = RowPairSource<T, A>;
   constexpr int kPairs = 3;
@@ -138,10 +167,10 @@ void accumulate_planes_pairs(const WeightCall<T, A>& call, const WeightTask& tas
   Source source(call.x_shape());
   const StripTaps<Source> taps(source, call.positions, kR, 2 * p.Q, 1, V::kWidth);
   const StripTaps<Source> single_taps(source, call.positions, kR, p.Q, 1, V::kWidth);
-  WeightSums<kR, kR, A> sums(memory, 0, kR);
-  for (int64_t n = task.begin_n; n < task.end_n; ++n) {
-    const T* dy = call.dy + n * p.y_strides.n + task.k * p.y_strides.c;
-    source.select_plane(call.x + n * p.x_strides.n + task.k / (p.K / p.C) * p.x_strides.c);
+
+  for_weight_tasks(call, begin, end, [&](const T* dy, const T* x, V* memory) {
+    source.select_plane(x);
+    WeightSums<kR, kR, A> sums(memory, 0, kR);
     const auto block = [&](auto pairs, int64_t i, int64_t rows_in_vector) {
       source.select_rows(i - p.pad_h, 2 * (pairs - 1) + kR);
       V gradient[pairs];
@@ -153,29 +182,14 @@ void accumulate_planes_pairs(const WeightCall<T, A>& call, const WeightTask& tas
     int64_t i = 0;
     for (; i + 2 * kPairs <= p.P; i += 2 * kPairs) block(std::integral_constant<int, kPairs>{}, i, 2);
     for (; i < p.P; i += 2) block(std::integral_constant<int, 1>{}, i, min(2, p.P - i));
-  }
-  sums.write(memory, kR);
-}
-
-template <class T, class A>
-void accumulate_planes_dispatch(const WeightCall<T, A>& call, const WeightTask& task, bool whole, Vec<A>* sums) {
-  const ConvParams& p = call.p;
-  if (!whole) {
-    p.stride_w == 1 ? accumulate_planes<1, 1, 1>(call, task, sums) : accumulate_planes<1, 1, 0>(call, task, sums);
-  } else if (p.stride_h == 2) {
-    dispatch_fast_filter<T>(p.R, [&](auto r) { accumulate_planes<r, 2, 2>(call, task, sums); });
-  } else if (p.R == 3 && p.S == 3 && RowPairSource<T, A>::suits(call.x_shape(), p.Q, p.y_strides.h)) {
-    if constexpr (kMaxFastFilter<T> >= 3) accumulate_planes_pairs<3>(call, task, sums);
-  } else {
-    dispatch_fast_filter<T>(p.R, [&](auto r) { accumulate_planes<r, 1, 1>(call, task, sums); });
-  }
+    sums.write(memory, kR);
+  });
 }
 
 template <class T, class A>
 void depthwise_backward_weight_nchw(const ConvParams& p, const Parallel& parallel, const T* dy, const T* x, T* dw,
                                     T* dbias) {
-  using V = Vec<A>;
-  const int64_t multiplier = p.K / p.C, taps = p.R * p.S;
+  const int64_t taps = p.R * p.S;
   // With few channels the batch is divided too, or most threads would idle.
   constexpr int64_t kTasks = 32;
   const int64_t parts = min(p.N, ceil_div(kTasks, p.K));
@@ -183,31 +197,18 @@ void depthwise_backward_weight_nchw(const ConvParams& p, const Parallel& paralle
   const int64_t columns = whole ? p.S : taps;
   Scratch<TapPosition, 64> positions(columns);
   place_filter_columns(p, columns, positions.data());
-  const WeightCall<T, A> call{p, dy, x, positions.data(), columns};
-  // partial[part][k][tap or bias], when there are several parts.
   Scratch<A, 1024> partial(parts > 1 ? parts * p.K * (taps + 1) : 0);
-  const auto write = [&](int64_t k, int64_t tap, A value) {
-    if (tap < taps && dw) store_scalar(dw + k * taps + tap, value);
-    if (tap == taps && dbias) store_scalar(dbias + k, value);
-  };
+  const WeightCall<T, A> call{p, dy, x, dw, dbias, positions.data(), columns, whole, parts, partial.data()};
 
   parallel(0, parts * p.K, grain_for(ceil_div(p.N, parts) * p.P * p.Q * taps), [&](int64_t begin, int64_t end) {
-    Scratch<V, 64> sums(taps + 1);
-    for (int64_t index = begin; index < end; ++index) {
-      const int64_t part = index / p.K, k = index % p.K;
-      for (int64_t i = 0; i <= taps; ++i) sums[i] = V::zero();
-      const WeightTask task{k, part * p.N / parts, (part + 1) * p.N / parts};
-      accumulate_planes_dispatch(call, task, whole, sums.data());
-      for (int64_t tap = 0; tap <= taps; ++tap) {
-        // Whole columns are summed in the order [s][r].
-        const int64_t place = whole && tap < taps ? tap % p.S * p.R + tap / p.S : tap;
-        const A value = sum(sums[place]);
-        if (parts == 1) {
-          write(k, tap, value);
-        } else {
-          partial[index * (taps + 1) + tap] = value;
-        }
-      }
+    if (!whole) {
+      p.stride_w == 1 ? backward_weight_range<1, 1, 1>(call, begin, end) : backward_weight_range<1, 1, 0>(call, begin, end);
+    } else if (p.stride_h == 2) {
+      dispatch_fast_filter<T>(p.R, [&](auto r) { backward_weight_range<r, 2, 2>(call, begin, end); });
+    } else if (p.R == 3 && p.S == 3 && RowPairSource<T, A>::suits(call.x_shape(), p.Q, p.y_strides.h)) {
+      if constexpr (kMaxFastFilter<T> >= 3) backward_weight_range_pairs<3>(call, begin, end);
+    } else {
+      dispatch_fast_filter<T>(p.R, [&](auto r) { backward_weight_range<r, 1, 1>(call, begin, end); });
     }
   });
   if (parts == 1) return;
@@ -216,7 +217,7 @@ void depthwise_backward_weight_nchw(const ConvParams& p, const Parallel& paralle
     for (int64_t tap = 0; tap <= taps; ++tap) {
       A total = A(0);
       for (int64_t part = 0; part < parts; ++part) total += partial[(part * p.K + k) * (taps + 1) + tap];
-      write(k, tap, total);
+      call.write(k, tap, total);
     }
   }
 }
