@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent
 # Only what is declared at or before this version of torch is used, so one build serves every later one.
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
 PYTHON_ABI = "cp310"
-CXX_FLAGS = ["-O3", "-g0", "-Wall", "-Wno-maybe-uninitialized", "-fvisibility=hidden", *STABLE_ABI]
+CXX_FLAGS = ["-O3", "-g0", "-Wall", "-fvisibility=hidden", *STABLE_ABI]
 # What nvcc must at least be for an architecture, from the newest down.
 DEFAULT_ARCHITECTURES = (("8.0", (11, 0)), ("9.0", (11, 8)), ("10.0", (12, 8)), ("12.0+PTX", (12, 8)))
 

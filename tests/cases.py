@@ -123,6 +123,11 @@ DEPTHWISE_CASES = (
     _depthwise("multiplier_of_one_channel", (2, 1, 6, 7), 3, multiplier=17, padding=1),
     _depthwise("multiplier_4_filter_5x5", (1, 3, 8, 8), 5, multiplier=4, padding=2, dilation=(1, 2)),
     _depthwise("batch_5", (5, 4, 6, 6), 3, padding=1),
+    _depthwise("channels_beyond_one_block", (1, 131, 5, 6), 3, padding=1),
+    _depthwise("rows_beyond_one_band", (1, 3, 61, 9), 3, padding=1),
+    _depthwise("rows_beyond_one_band_s2", (1, 3, 67, 5), 3, stride=2, padding=1),
+    _depthwise("pixels_beyond_one_part", (1, 16, 51, 40), 3, padding=1),
+    _depthwise("pixels_beyond_one_part_5x5", (2, 17, 25, 24), 5, padding=2),
 )
 
 GROUPED_CASES = (
@@ -160,6 +165,15 @@ GROUPED_CASES = (
     case("multiplier_by_grouped", (1, 6, 8, 7), 12, 3, stride=2, padding=1, groups=6),
     case("groups_1x1", (1, 12, 5, 5), 8, 1, groups=4),
     case("groups_1x1_s2", (2, 9, 6, 5), 6, 1, stride=2, groups=3),
+    case("groups_of_1_of_one_plane", (1, 19, 12, 11), 19, 3, padding=1, groups=19),
+    case("groups_of_2_dilated_s2", (2, 38, 11, 12), 38, 3, stride=2, padding=2, dilation=2, groups=19),
+    case("groups_of_4_5x5", (1, 20, 9, 24), 20, 5, padding=2, groups=5),
+    case("groups_of_8_s2", (1, 40, 13, 12), 40, 3, stride=2, padding=1, groups=5),
+    case("dense_one_output_pixel", (1, 9, 3, 3), 7, 3),
+    case("dense_two_output_pixels", (1, 5, 3, 4), 6, 3),
+    case("dense_pixels_beyond_one_block", (1, 3, 37, 34), 4, 3, padding=1),
+    case("dense_pixels_beyond_one_part", (2, 17, 18, 17), 5, 3, padding=1),
+    case("dense_many_accumulators", (1, 260, 4, 5), 26, 3, padding=1),
     case("groups_filter_1x5", (1, 8, 6, 9), 12, (1, 5), padding=(0, 2), groups=4),
 )
 
@@ -180,6 +194,10 @@ POINTWISE_CASES = (
     case("padded_and_strided", (2, 5, 6, 7), 4, 1, stride=2, padding=3),
     case("dilation_is_irrelevant", (1, 5, 6, 7), 4, 1, dilation=3),
     case("batch_5", (5, 8, 3, 3), 8, 1),
+    case("few_pixels", (2, 35, 1, 2), 11, 1),
+    case("one_pixel_one_image", (1, 70, 1, 1), 13, 1),
+    case("depth_beyond_one_block", (1, 1100, 4, 5), 6, 1),
+    case("pixels_beyond_one_block", (1, 5, 37, 34), 7, 1),
 )
 
 CASES: dict[str, tuple[Case, ...]] = {
@@ -212,7 +230,7 @@ def apply_op(
     )
 
 
-# --- Layouts: the same values, laid out in memory in every way that a caller may hand them over. -----------------------
+# --- Layouts: the same values, laid out in memory in every way that a caller may hand them over. ----------------------
 
 
 def _slice_of_wider(t: torch.Tensor) -> torch.Tensor:
@@ -285,9 +303,7 @@ def random_grad(case: Case, dtype: torch.dtype, integers: bool = False) -> torch
     return torch.randn(case.output_shape, generator=seed, dtype=torch.float64).to(dtype)
 
 
-def plain_conv2d(
-    case: Case, x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None
-) -> torch.Tensor:
+def plain_conv2d(case: Case, x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """F.conv2d on the geometry of `case`."""
     return F.conv2d(x, w, bias, case.stride, case.padding, case.dilation, case.groups)
 

@@ -153,7 +153,7 @@ def _check_bookkeeping(result: Result, x: torch.Tensor, w: torch.Tensor, bias: t
 def check_strides(op: str, case: Case, dtype: torch.dtype, layout: str, weight_layout: str) -> None:
     """The output's strides are those that F.conv2d gives for the same input and filter, and so are the fake's.
 
-    Strides of dimensions of size 1 mean nothing, and F.conv2d's own differ between its backends; there its fake decides.
+    Strides of dimensions of size 1 mean nothing, and F.conv2d's differ between its backends; there its fake decides.
     """
     x, w, bias = random_operands(case, dtype)
     x, w = LAYOUTS[layout](x), LAYOUTS[weight_layout](w)

@@ -16,8 +16,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     if "cpu" not in cnnext.backends.available():
         pytest.exit(
             "cnnext's CPU kernels are not loaded, so the tests would only compare PyTorch with itself. "
-            f"The package under test is {os.path.dirname(cnnext.__file__)}; `python -m cnnext.info` says what is missing, "
-            "`pip install -e .` builds it.",
+            f"The package under test is {os.path.dirname(cnnext.__file__)}; `python -m cnnext.info` says what is "
+            "missing, `pip install -e .` builds it.",
             returncode=3,
         )
 

@@ -1,7 +1,7 @@
 """Calls the CPU kernels themselves, past PyTorch, with every byte around their operands under guard.
 
-The kernels are plain C++ functions in a table (csrc/cpu/kernels.h); this module mirrors the table and its arguments with
-ctypes. Operands lie flush against pages that may not be touched, so reading or writing past them is a segmentation
+The kernels are plain C++ functions in a table (csrc/cpu/kernels.h); this module mirrors the table and its arguments
+with ctypes. Operands lie flush against pages that may not be touched, so reading or writing past them is a segmentation
 fault, and outputs lie in memory of which every bit is set, which is NaN in every dtype.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -71,7 +71,7 @@ def load_table(path: Path, isa: str) -> KernelTable | None:
     return table.contents if table else None
 
 
-# --- Ways to split the work: any that parallel.h allows, whatever pool a machine has. ------------------------------------
+# --- Ways to split the work: any that parallel.h allows, whatever pool a machine has. --------------------------------
 
 
 def _in_chunks(begin: int, end: int, size: int) -> list[tuple[int, int]]:
@@ -107,11 +107,11 @@ def _make_parallel(split: str) -> Parallel:
 _PARALLEL = {split: _make_parallel(split) for split in SPLITS}
 
 
-# --- Memory under guard --------------------------------------------------------------------------------------------------
+# --- Memory under guard ----------------------------------------------------------------------------------------------
 
 
 class Arena:
-    """Pages between two that may not be touched, every bit set; one tensor at a time lies in it, flush at either end."""
+    """Pages between two that may not be touched, every bit set; one tensor at a time lies in it, at either end."""
 
     def __init__(self, size: int) -> None:
         self._size = -(-size // _PAGE) * _PAGE
@@ -127,10 +127,7 @@ class Arena:
         """A tensor in freshly poisoned memory."""
         self._bytes.fill_(0xFF)
         elements = self._bytes.view(dtype)
-        extent = 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-        if extent > elements.numel():
-            raise ValueError(f"{extent} elements do not fit into {elements.numel()}")
-        start = elements.numel() - extent if at_end else 0
+        start = elements.numel() - extent(shape, strides) if at_end else 0
         return elements.as_strided(shape, strides, elements.storage_offset() + start)
 
     def untouched_beside(self, tensor: torch.Tensor) -> bool:
@@ -140,6 +137,11 @@ class Arena:
         offset = tensor.storage_offset() - _PAGE // tensor.itemsize
         rest.as_strided(tensor.shape, tensor.stride(), offset).fill_(-1)
         return bool((rest == -1).all())
+
+
+def extent(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Elements from the first of a tensor to its last, both included."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
 
 
 def dense_strides(shape: Sequence[int], layout: str, gap: int = 0) -> tuple[int, int, int, int]:
@@ -159,11 +161,16 @@ class Runner:
     """Runs the kernels of one table on operands placed under guard."""
 
     table: KernelTable
-    arena_bytes: int = 1 << 18
     at_end: bool = True
+    _arenas: dict[tuple[str, int], Arena] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self._arenas = {name: Arena(self.arena_bytes) for name in ("x", "w", "bias", "y")}
+    def _place_in_arena(self, name: str, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> _Placed:
+        """In the smallest arena called `name` that has room: poisoning a large one takes longer than most kernels."""
+        size = next(
+            size for size in (1 << 14, 1 << 17, 1 << 20, 1 << 23) if extent(shape, strides) * dtype.itemsize <= size
+        )
+        arena = self._arenas.get((name, size)) or self._arenas.setdefault((name, size), Arena(size))
+        return _Placed(arena, arena.place(shape, strides, dtype, self.at_end))
 
     def _kernel(self, family: str, direction: str, pointers: int) -> Callable[..., None]:
         address = getattr(getattr(self.table, family), direction)
@@ -182,10 +189,7 @@ class Runner:
     def _place(self, name: str, values: torch.Tensor | None, strides: Sequence[int]) -> torch.Tensor | None:
         if values is None:
             return None
-        return self._arenas[name].place(values.shape, strides, values.dtype, self.at_end).copy_(values)
-
-    def _output(self, name: str, shape: Sequence[int], strides: Sequence[int], dtype: torch.dtype) -> _Output:
-        return _Output(self._arenas[name], self._arenas[name].place(shape, strides, dtype, self.at_end))
+        return self._place_in_arena(name, values.shape, strides, values.dtype).tensor.copy_(values)
 
     def forward(
         self,
@@ -206,7 +210,7 @@ class Runner:
             self._place("w", w, w.contiguous().stride()),
             self._place("bias", bias, (1,)),
         ]
-        output = self._output("y", case.output_shape, dense_strides(case.output_shape, layout, gap), x.dtype)
+        output = self._place_in_arena("y", case.output_shape, dense_strides(case.output_shape, layout, gap), x.dtype)
         self._call(family, "forward", params, split, operands, [output])
         return output.tensor.clone()
 
@@ -226,7 +230,7 @@ class Runner:
             self._place("y", grad, dense_strides(case.output_shape, layout, gap)),
             self._place("w", w, w.contiguous().stride()),
         ]
-        output = self._output("x", case.input_shape, dense_strides(case.input_shape, layout, gap), w.dtype)
+        output = self._place_in_arena("x", case.input_shape, dense_strides(case.input_shape, layout, gap), w.dtype)
         self._call(family, "backward_input", params, split, operands, [output])
         return output.tensor.clone()
 
@@ -249,7 +253,7 @@ class Runner:
         ]
         shapes = {"w": case.weight_shape, "bias": (case.k,)}
         outputs = [
-            self._output(name, shape, torch.empty(shape, device="meta").stride(), x.dtype) if want else None
+            self._place_in_arena(name, shape, torch.empty(shape, device="meta").stride(), x.dtype) if want else None
             for (name, shape), want in zip(shapes.items(), wanted, strict=True)
         ]
         self._call(family, "backward_weight", params, split, operands, outputs)
@@ -263,7 +267,7 @@ class Runner:
         params: ConvParams,
         split: str,
         operands: Sequence[torch.Tensor | None],
-        outputs: Sequence[_Output | None],
+        outputs: Sequence[_Placed | None],
     ) -> None:
         before = [None if t is None else t.clone() for t in operands]
         tensors = [*operands, *(None if output is None else output.tensor for output in outputs)]
@@ -282,6 +286,6 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass
-class _Output:
+class _Placed:
     arena: Arena
     tensor: torch.Tensor

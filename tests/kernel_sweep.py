@@ -2,8 +2,8 @@
 
     python -m tests.kernel_sweep --isa avx2 --family depthwise [--library PATH]
 
-It runs in a process of its own, because a kernel that leaves its operands ends that process. Exit status 0: all is right;
-1: something failed, as printed; 77: this machine does not have the instruction set.
+It runs in a process of its own, because a kernel that leaves its operands ends that process. Exit status 0: all is
+right; 1: something failed, as printed; 77: this machine does not have the instruction set.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LAYOUTS = ("nchw", "nhwc")
 DIRECTIONS = ("forward", "backward_input", "backward_weight")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _exact_results(entry: Case) -> tuple[dict[bool, Expected], ExpectedGradients]:
     """What integer operands give, with and without a bias: the same values in every dtype."""
     x, w, bias = integer_operands(entry, torch.float64)
@@ -143,9 +143,7 @@ class Sweep:
             x, w, bias = random_operands(entry, dtype, tag="activation")
             x = x * 4
             for used in (bias, None):
-                actual = self.runner.forward(
-                    self.family, entry, layout, x, w, used, index, split="three_uneven"
-                )
+                actual = self.runner.forward(self.family, entry, layout, x, w, used, index, split="three_uneven")
                 assert_within(actual, expect_forward(entry, x, w, used, ACTIVATIONS[index]), "output")
             x, w, bias = integer_operands(entry, dtype)
             actual = self.runner.forward(self.family, entry, layout, x, w, bias, index)
@@ -162,7 +160,7 @@ class Sweep:
                 yield name, lambda a=(index, dtype, layout): self._activation_range(*a)
 
     def _through(self, values: torch.Tensor, weight: float, layout: str, activation: int = 0) -> torch.Tensor:
-        """values * weight through the kernel as an image of four rows and one channel, or of 64 channels."""
+        """Values * weight through the kernel as an image of four rows and one channel, or of 64 channels."""
         channels = 64 if layout == "nhwc" and self.family == "depthwise" else 1
         entry = case("through", (1, channels, 4, values.numel() // (4 * channels)), channels, 1, groups=channels)
         w = torch.full(entry.weight_shape, weight, dtype=values.dtype)
@@ -188,7 +186,9 @@ class Sweep:
         expected = activate(values.double(), ACTIVATIONS[index])
         accumulator = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32)
         out = torch.finfo(dtype)
-        bound = 8 * accumulator.eps * (expected.abs() + out.smallest_normal + 0.25) + out.eps / 2 * expected.abs() * 1.02
+        bound = (
+            8 * accumulator.eps * (expected.abs() + out.smallest_normal + 0.25) + out.eps / 2 * expected.abs() * 1.02
+        )
         assert_within(actual, Expected(expected, bound + out.smallest_normal * out.eps), "activation")
         values = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0]).to(dtype).repeat_interleave(64)
         actual, expected = self._through(values, 1.0, layout, index), activate(values, ACTIVATIONS[index])

@@ -1,10 +1,10 @@
 """What is right: float64 convolutions on the CPU, and how far from them a result may be.
 
-The bound on an error is derived, not tuned. A sum of `depth` products that is accumulated in any order in a type of unit
-roundoff u is off by at most about u * depth * sum(|x| * |w|); rounding it to the output's dtype adds u_out * |value|.
-`Expected` carries both, element by element, so one wrong term among many is seen while honest rounding never is.
-Integer-valued operands leave no room at all: every product and sum is exact and only the last rounding remains, which
-`assert_same_bits` demands to the bit.
+The bound on an error is derived, not tuned. A sum of `depth` products that is accumulated in any order in a type of
+unit roundoff u is off by at most about u * depth * sum(|x| * |w|); rounding it to the output's dtype adds
+u_out * |value|. `Expected` carries both, element by element, so one wrong term among many is seen while honest rounding
+never is. Integer-valued operands leave no room at all: every product and sum is exact and only the last rounding
+remains, which `assert_same_bits` demands to the bit.
 """
 
 from __future__ import annotations

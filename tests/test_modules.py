@@ -55,7 +55,16 @@ def test_same_module_as_conv2d(kind: str, name: str) -> None:
     assert list(ours.state_dict()) == list(theirs.state_dict())
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(mine, other), "the initialisation differs"
-    for field in ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "output_padding", "transposed"):
+    for field in (
+        "kernel_size",
+        "stride",
+        "padding",
+        "dilation",
+        "groups",
+        "padding_mode",
+        "output_padding",
+        "transposed",
+    ):
         assert getattr(ours, field) == getattr(theirs, field), field
     assert repr(ours) == repr(theirs).replace("Conv2d", type(ours).__name__)
     for shape in ((2, 8, 11, 12), (8, 11, 12), (0, 8, 11, 12)):
@@ -162,10 +171,18 @@ def test_state_dicts_load_both_ways(kind: str) -> None:
 def test_to_dtype_and_memory_format(kind: str, dtype: torch.dtype) -> None:
     ours, theirs = (module.to(dtype).to(memory_format=torch.channels_last) for module in _pair(kind, "plain"))
     assert ours.weight.stride() == theirs.weight.stride()
-    for x in (torch.randn(2, 8, 6, 7, dtype=dtype), torch.randn(2, 8, 6, 7, dtype=dtype).to(memory_format=torch.channels_last)):
+    for x in (
+        torch.randn(2, 8, 6, 7, dtype=dtype),
+        torch.randn(2, 8, 6, 7, dtype=dtype).to(memory_format=torch.channels_last),
+    ):
         actual, expected = ours(x), theirs(x)
         assert (actual.dtype, actual.stride()) == (expected.dtype, expected.stride())
-        torch.testing.assert_close(actual, expected, rtol=2e-2 if dtype != torch.float64 else None, atol=2e-2 if dtype != torch.float64 else None)
+        torch.testing.assert_close(
+            actual,
+            expected,
+            rtol=2e-2 if dtype != torch.float64 else None,
+            atol=2e-2 if dtype != torch.float64 else None,
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -207,7 +224,7 @@ def test_training_is_that_of_conv2d(memory_format: torch.memory_format) -> None:
     torch.testing.assert_close(histories[1], histories[0], rtol=1e-3, atol=1e-4)
 
 
-# --- DepthwiseSeparableConv2d ------------------------------------------------------------------------------------------
+# --- DepthwiseSeparableConv2d -----------------------------------------------------------------------------------------
 
 ACTIVATION_MODULES = {
     "relu6": nn.ReLU6,

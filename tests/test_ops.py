@@ -40,7 +40,7 @@ def geometry_args(op: str, case: Case) -> tuple[Any, ...]:
     return [*case.stride], [*case.padding], [*case.dilation], *tail
 
 
-# --- opcheck -----------------------------------------------------------------------------------------------------------
+# --- opcheck ----------------------------------------------------------------------------------------------------------
 
 
 def _operator_samples(
@@ -70,16 +70,22 @@ def test_opcheck(op: str, layout: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck_of_schemas_and_fakes(op: str, case: Case, dtype: torch.dtype) -> None:
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
-    layouts = (("nchw", "nchw"), ("nhwc", "nhwc"), ("nchw", "nhwc"), ("nhwc_slice", "nchw"), ("transposed_image", "nchw"))
+    layouts = (
+        ("nchw", "nchw"),
+        ("nhwc", "nhwc"),
+        ("nchw", "nhwc"),
+        ("nhwc_slice", "nchw"),
+        ("transposed_image", "nchw"),
+    )
     for operator, args in _operator_samples(op, case, dtype, layouts):
         torch.library.opcheck(operator, args, test_utils=tests)
 
 
 def test_the_activations_of_the_operators_are_those_of_the_reference() -> None:
-    assert ACTIVATIONS == ("none", *REFERENCE_ACTIVATIONS)
+    assert ("none", *REFERENCE_ACTIVATIONS) == ACTIVATIONS
 
 
-# --- gradients against differences -------------------------------------------------------------------------------------
+# --- gradients against differences ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("activation", REFERENCE_ACTIVATIONS)
@@ -157,7 +163,7 @@ def test_a_changed_operand_is_noticed() -> None:
         output.sum().backward()
 
 
-# --- autocast ----------------------------------------------------------------------------------------------------------
+# --- autocast ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("autocast_dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -193,18 +199,20 @@ def test_autocast_gives_gradients_in_the_dtype_of_the_leaves(op: str, case: Case
         assert bool((leaf.grad != 0).any())
 
 
-# --- vmap and torch.func -----------------------------------------------------------------------------------------------
+# --- vmap and torch.func ----------------------------------------------------------------------------------------------
 
-IN_DIMS = [dims for dims in itertools.product((0, None, 1), (0, None, -1), (0, None)) if any(d is not None for d in dims)]
+IN_DIMS = [
+    dims for dims in itertools.product((0, None, 1), (0, None, -1), (0, None)) if any(d is not None for d in dims)
+]
 
 
 @pytest.mark.parametrize("in_dims", IN_DIMS, ids=str)
 @pytest.mark.parametrize("op", OPS)
 def test_vmap_over_any_operands(op: str, in_dims: tuple[int | None, ...]) -> None:
     batch = 3
-    for case in SMALL[op]:
+    for entry in SMALL[op]:
         operands = []
-        for index, (tensor, dim) in enumerate(zip(random_operands(case, torch.float64), in_dims, strict=True)):
+        for index, (tensor, dim) in enumerate(zip(random_operands(entry, torch.float64), in_dims, strict=True)):
             if dim is not None:
                 torch.manual_seed(index)
                 tensor = torch.stack([tensor * (1 + i) + torch.randn(()) for i in range(batch)], dim=dim)
@@ -212,7 +220,7 @@ def test_vmap_over_any_operands(op: str, in_dims: tuple[int | None, ...]) -> Non
         for activation in (None, "silu"):
 
             def function(*args: torch.Tensor) -> torch.Tensor:
-                return apply_op(op, case, *args, activation=activation)  # noqa: B023
+                return apply_op(op, entry, *args, activation=activation)  # noqa: B023
 
             actual = vmap(function, in_dims=in_dims)(*operands)
             slices = [

@@ -31,7 +31,9 @@ def _operands(name: str, dtype: torch.dtype) -> tuple[list[torch.Tensor], dict[s
     return [torch.randint(-2, 3, entry, generator=seed).to(dtype) for entry in shapes], shape
 
 
-def _expected(operands: list[torch.Tensor], geometry: dict[str, Any], first: str | None, second: str | None) -> torch.Tensor:
+def _expected(
+    operands: list[torch.Tensor], geometry: dict[str, Any], first: str | None, second: str | None
+) -> torch.Tensor:
     x, depthwise_weight, pointwise_weight, depthwise_bias, pointwise_bias = map(upcast, operands)
     middle = torch.nn.functional.conv2d(x, depthwise_weight, depthwise_bias, groups=x.size(-3), **geometry)
     middle = upcast(activate(middle, first).to(operands[0].dtype))

@@ -1,7 +1,7 @@
 // The activation functions of the epilogue, on SIMD vectors: activate(v, a) = a(v), lane by lane.
 //
-// Semantics are those of torch.nn.functional, NaN and infinities included: NaN stays NaN, and silu, mish and hardswish of
-// -inf are NaN (-inf * 0). Float32 results are within a few ulp over the whole range, tails included:
+// Semantics are those of torch.nn.functional, NaN and infinities included: NaN stays NaN, and silu, mish and hardswish
+// of -inf are NaN (-inf * 0). Float32 results are within a few ulp over the whole range, tails included:
 //  - exp is range reduction x = n ln 2 + r and a polynomial of degree 6 in r (minimax fit, 0.05 ulp before rounding);
 //  - sigmoid and silu use z = exp(-|x|) <= 1, so that neither tail overflows;
 //  - tanh is an odd polynomial below 0.625 (relative accuracy near 0) and 1 - 2 / (exp(2|x|) + 1) above;
@@ -15,7 +15,7 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-/// The compiler's own vectors with the size of Vec<float>: arithmetic, comparison and selection are one text for all ISAs.
+/// The compiler's vectors with the size of Vec<float>: arithmetic, comparison and selection in one text for all ISAs.
 typedef float RawFloats __attribute__((vector_size(sizeof(Vec<float>))));
 typedef int32_t RawInts __attribute__((vector_size(sizeof(Vec<float>))));
 

@@ -18,7 +18,8 @@ inline void depthwise_forward(const ConvParams& p, const Parallel& parallel, con
     using T = typename decltype(types)::T;
     using A = typename decltype(types)::A;
     const auto run = p.layout == Layout::kNHWC ? depthwise_forward_nhwc<T, A> : depthwise_forward_nchw<T, A>;
-    run(p, parallel, static_cast<const T*>(x), static_cast<const T*>(w), static_cast<const T*>(bias), static_cast<T*>(y));
+    run(p, parallel, static_cast<const T*>(x), static_cast<const T*>(w), static_cast<const T*>(bias),
+        static_cast<T*>(y));
   });
 }
 

@@ -6,10 +6,10 @@
 //
 // dx: N x C x H x W, dy: N x K x P x Q, m = K / C.
 //
-// The pixels of dx whose row is a modulo stride_h and whose column is b modulo stride_w form a class with taps of its own,
-// at fixed distances in dy: a correlation of step 1 (depthwise_correlate_nchw.h), and nothing is tested for divisibility
-// inside it. An index of the parallel loop owns a band of one plane dx[n, c], stride_h * (rows of a class) high. With
-// stride_w = 2 the two classes of a row are computed side by side and interleaved in registers.
+// The pixels of dx whose row is a modulo stride_h and whose column is b modulo stride_w form a class with taps of its
+// own, at fixed distances in dy: a correlation of step 1 (depthwise_correlate_nchw.h), and nothing is tested for
+// divisibility inside it. An index of the parallel loop owns a band of one plane dx[n, c], stride_h * (rows of a class)
+// high. With stride_w = 2 the two classes of a row are computed side by side and interleaved in registers.
 #pragma once
 
 #include "depthwise_correlate_nchw.h"
@@ -65,26 +65,29 @@ struct InputCall {
   const int64_t* weight_places;
   const int64_t *first_column, *first_weight;
 
-  int64_t multiplier() const { return p.K / p.C; }
-  int64_t weights() const { return multiplier() * p.R * p.S; }
-  PlaneShape dy_shape() const { return {p.P, p.Q, p.y_strides.h, multiplier(), p.y_strides.c}; }
+  int64_t multiplier = p.K / p.C;
+
+  int64_t weights() const { return multiplier * p.R * p.S; }
+  PlaneShape dy_shape() const { return {p.P, p.Q, p.y_strides.h, multiplier, p.y_strides.c}; }
 };
 
-/// Calls f(weights, plane of dy, plane of dx, row class a, first row in the class, rows) for each band of the range.
+/// Calls f(a channel's weights in the order of the classes, plane of dy, plane of dx, row class a, first row in the
+/// class, rows) for each band of the range.
 template <class T, class A, class F>
 CNNEXT_INLINE void for_input_bands(const InputCall<T, A>& call, int64_t begin, int64_t end, const F& f) {
   const ConvParams& p = call.p;
   Scratch<A, 64> weights(call.weights());
-  for (int64_t index = begin; index < end; ++index) {
-    const int64_t plane = index / call.bands, n = plane / p.C, c = plane % p.C;
-    const int64_t first = index % call.bands * kBandRows;
+  BandIterator it(begin, call.bands, p.C);
+  for (int64_t index = begin; index < end; ++index, it.next()) {
+    const int64_t c = it.channel, first = it.band * kBandRows;
     const T* w = call.w + c * call.weights();
     for (int64_t i = 0; i < call.weights(); ++i) weights[i] = load_scalar<A>(w + call.weight_places[i]);
     for (int64_t a = 0; a < min(p.stride_h, p.H); ++a) {
-      const int64_t rows = min(kBandRows, ceil_div(p.H - a, p.stride_h) - first);
+      const int64_t class_height = p.stride_h == 1 ? p.H : ceil_div(p.H - a, p.stride_h);
+      const int64_t rows = min(kBandRows, class_height - first);
       if (rows <= 0) continue;
-      f(weights.data(), call.dy + n * p.y_strides.n + c * call.multiplier() * p.y_strides.c,
-        call.dx + n * p.x_strides.n + c * p.x_strides.c, a, first, rows);
+      f(weights.data(), call.dy + it.n * p.y_strides.n + c * call.multiplier * p.y_strides.c,
+        call.dx + it.n * p.x_strides.n + c * p.x_strides.c, a, first, rows);
     }
   }
 }
@@ -116,44 +119,46 @@ void backward_input_range(const InputCall<T, A>& call, int64_t begin, int64_t en
   using Source = RowSource<1, T, A>;
   const ConvParams& p = call.p;
   const int64_t class_width = ceil_div(p.W, p.stride_w), classes = p.stride_h * p.stride_w;
-  Scratch<const T*, 48> row_pointers(call.multiplier() * call.table_size);
+  Scratch<const T*, 48> row_pointers(call.multiplier * call.table_size);
   ZeroRow<T> zeros(p.Q);
   Source source(call.dy_shape(), row_pointers.data(), call.table_size, zeros.data(), 1);
   // All classes at once: those of class i begin at first_column[i] of each strip.
   const StripTaps<Source> taps(source, call.positions, call.first_column[classes], class_width, 1, V::kWidth);
 
-  for_input_bands(call, begin, end, [&](const A* weights, const T* dy, T* dx, int64_t a, int64_t first, int64_t height) {
-    source.select_plane(dy);
-    const int64_t dx_stride = p.stride_h * p.x_strides.h;
-    for_row_blocks(height, [&](auto block_rows, int64_t i, int64_t rows) {
-      source.select_rows(call.first_tap_row + first + i, call.table_size - (kRowBlock - block_rows));
-      T* out = dx + a * p.x_strides.h + (first + i) * dx_stride;
-      for (int64_t j = 0, strip = 0; j < class_width; j += V::kWidth, ++strip) {
-        const auto accumulate = [&](int64_t b, V(&acc)[block_rows]) {
-          const int64_t id = a * p.stride_w + b, column = call.first_column[id];
-          for (int row = 0; row < block_rows; ++row) acc[row] = V::zero();
-          accumulate_columns<block_rows, kR, 1>(source, taps.strip(strip) + column, call.first_column[id + 1] - column,
-                                                weights + call.first_weight[id], 1, acc);
-        };
-        V acc[block_rows];
-        if (p.stride_w == 1) {
-          accumulate(0, acc);
-          store_rows(acc, out + j, dx_stride, rows, static_cast<int>(min(V::kWidth, class_width - j)));
-        } else if (kR == 1 && p.stride_w == 2) {
-          V odd[block_rows];
-          accumulate(0, acc);
-          accumulate(1, odd);
-          store_interleaved(acc, odd, out + 2 * j, dx_stride, rows, p.W - 2 * j);
-        } else if (kR == 1) {
-          for (int64_t b = 0; b < min(p.stride_w, p.W); ++b) {
-            accumulate(b, acc);
-            const int64_t lanes = min(V::kWidth, ceil_div(p.W - b, p.stride_w) - j);
-            store_strided(acc, out + j * p.stride_w + b, dx_stride, rows, p.stride_w, lanes);
+  for_input_bands(
+      call, begin, end, [&](const A* weights, const T* dy, T* dx, int64_t a, int64_t first, int64_t height) {
+        source.select_plane(dy);
+        const int64_t dx_stride = p.stride_h * p.x_strides.h;
+        for_row_blocks(height, [&](auto block_rows, int64_t i, int64_t rows) {
+          source.select_rows(call.first_tap_row + first + i, call.table_size - (kRowBlock - block_rows));
+          T* out = dx + a * p.x_strides.h + (first + i) * dx_stride;
+          for (int64_t j = 0, strip = 0; j < class_width; j += V::kWidth, ++strip) {
+            const auto accumulate = [&](int64_t b, V(&acc)[block_rows]) {
+              const int64_t id = a * p.stride_w + b, column = call.first_column[id];
+              for (int row = 0; row < block_rows; ++row) acc[row] = V::zero();
+              accumulate_columns<block_rows, kR, 1>(source, taps.strip(strip) + column,
+                                                    call.first_column[id + 1] - column,
+                                                    Weights<A>{weights + call.first_weight[id], kR, 1}, 1, acc);
+            };
+            V acc[block_rows];
+            if (p.stride_w == 1) {
+              accumulate(0, acc);
+              store_rows(acc, out + j, dx_stride, rows, static_cast<int>(min(V::kWidth, class_width - j)));
+            } else if (kR == 1 && p.stride_w == 2) {
+              V odd[block_rows];
+              accumulate(0, acc);
+              accumulate(1, odd);
+              store_interleaved(acc, odd, out + 2 * j, dx_stride, rows, p.W - 2 * j);
+            } else if (kR == 1) {
+              for (int64_t b = 0; b < min(p.stride_w, p.W); ++b) {
+                accumulate(b, acc);
+                const int64_t lanes = min(V::kWidth, ceil_div(p.W - b, p.stride_w) - j);
+                store_strided(acc, out + j * p.stride_w + b, dx_stride, rows, p.stride_w, lanes);
+              }
+            }
           }
-        }
-      }
-    });
-  });
+        });
+      });
 }
 
 /// Stride 1, two rows a vector: 4 vectors make a block of 8 rows.
@@ -169,7 +174,7 @@ void backward_input_range_pairs(const InputCall<T, A>& call, int64_t begin, int6
     for (int64_t i = first; i < first + rows; i += 2 * kPairs) {
       source.select_rows(call.first_tap_row + i, 2 * (kPairs - 1) + kR);
       V acc[kPairs] = {V::zero(), V::zero(), V::zero(), V::zero()};
-      accumulate_columns<kPairs, kR, 2>(source, taps.strip(0), p.S, weights, 2, acc);
+      accumulate_columns<kPairs, kR, 2>(source, taps.strip(0), p.S, Weights<A>{weights, kR, 1}, 2, acc);
       store_row_pairs(acc, dx + i * p.W, p.W, first + rows - i);
     }
   });
@@ -204,8 +209,17 @@ void depthwise_backward_input_nchw(const ConvParams& p, const Parallel& parallel
   }
   first_column[classes] = column;
 
-  const InputCall<T, A> call{p,     dy,   w,         dx,    row_taps.first(), table_size, bands, positions.data(),
-                             weight_places.data(), first_column.data(), first_weight.data()};
+  const InputCall<T, A> call{p,
+                             dy,
+                             w,
+                             dx,
+                             row_taps.first(),
+                             table_size,
+                             bands,
+                             positions.data(),
+                             weight_places.data(),
+                             first_column.data(),
+                             first_weight.data()};
   const int64_t work = multiplier * min(kBandRows, ceil_div(p.H, p.stride_h)) * ceil_div(p.W, p.stride_w) * taps;
   parallel(0, p.N * p.C * bands, grain_for(work), [&](int64_t begin, int64_t end) {
     if (!whole) {

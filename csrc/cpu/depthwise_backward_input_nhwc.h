@@ -4,9 +4,10 @@
 //                                          (w + pad_w - s * dilation_w) = q * stride_w
 //                    of dy[n, p, q, c * m + j] * w[c * m + j, r, s]
 //
-// dx: N x H x W x C, dy: N x P x Q x K, m = K / C. An index of the parallel loop owns one row dx[n, h].
-// All columns w of a class modulo stride_w have the same taps s, at consecutive q: each class is a correlation of step 1
-// (depthwise_correlate_nhwc.h), and nothing is tested for divisibility inside it.
+// dx: N x H x W x C, dy: N x P x Q x K, m = K / C. An index of the parallel loop owns one row dx[n, h];
+// neighbouring rows of a chunk are computed together.
+// All columns w of a class modulo stride_w have the same taps s, at consecutive q: each class is a correlation of step
+// 1 (depthwise_correlate_nhwc.h), and nothing is tested for divisibility inside it.
 #pragma once
 
 #include "depthwise_correlate_nhwc.h"
@@ -75,35 +76,46 @@ void depthwise_backward_input_nhwc(const ConvParams& p, const Parallel& parallel
 
   const int64_t work = ceil_div(p.W, p.stride_w) * ceil_div(p.R, p.stride_h) * p.S * p.K;
   parallel(0, p.N * p.H, grain_for(work), [&](int64_t begin, int64_t end) {
-    Scratch<SourceRow<T, A>, 32> rows(p.R * multiplier);
-    RegroupedRows<T> regrouped(p, dy, multiplier > 1 ? (p.R - 1) * p.dilation_h / p.stride_h + 1 : 0);
-    for (int64_t index = begin; index < end; ++index) {
+    SourceRows<T, A> rows(kOutRows * p.R * multiplier);
+    // Rows of dy under kOutRows rows of dx.
+    const int64_t depth = ((p.R - 1) * p.dilation_h + kOutRows - 1) / p.stride_h + 1;
+    RegroupedRows<T> regrouped(p, dy, multiplier > 1 ? depth : 0);
+    int64_t step = 1;
+    for (int64_t index = begin; index < end; index += step) {
       const int64_t n = index / p.H, h = index % p.H;
-      int64_t num_rows = 0;
-      for (int64_t r = 0; r < p.R; ++r) {
-        const int64_t offset = h + p.pad_h - r * p.dilation_h;
-        if (offset < 0 || offset % p.stride_h != 0 || offset / p.stride_h >= p.P) continue;
-        const int64_t out_h = offset / p.stride_h;
-        const T* pixels = multiplier > 1 ? regrouped.get(n, out_h) : dy + n * p.y_strides.n + out_h * p.y_strides.h;
-        for (int64_t j = 0; j < multiplier; ++j) {
-          rows[num_rows++] = {pixels + j * p.C, filter.data() + r * p.S * p.K + j * p.C};
+      // Neighbouring rows share rows of dy if the filter is not dilated.
+      step = p.dilation_h == 1 ? min(kOutRows, min(end - index, p.H - h)) : 1;
+      rows.clear();
+      for (int o = 0; o < step; ++o) {
+        for (int64_t r = p.R - 1; r >= 0; --r) {  // rows of dy ascending
+          const int64_t offset = h + o + p.pad_h - r * p.dilation_h;
+          if (offset < 0 || offset % p.stride_h != 0 || offset / p.stride_h >= p.P) continue;
+          const int64_t out_h = offset / p.stride_h;
+          const T* pixels = multiplier > 1 ? regrouped.get(n, out_h) : dy + n * p.y_strides.n + out_h * p.y_strides.h;
+          for (int64_t j = 0; j < multiplier; ++j) {
+            rows.add(o, pixels + j * p.C, filter.data() + r * p.S * p.K + j * p.C);
+          }
         }
       }
-      T* dx_row = dx + n * p.x_strides.n + h * p.x_strides.h;
       for (int64_t residue = 0; residue < min(p.stride_w, p.W); ++residue) {
-        correlate_row(CorrelateRow<T, A>{rows.data(),
-                                         num_rows,
-                                         classes.taps(residue),
-                                         classes.num_taps(residue),
-                                         p.Q,
-                                         multiplier > 1 ? p.K : p.y_strides.w,
-                                         1,
-                                         dx_row + residue * p.x_strides.w,
-                                         p.stride_w * p.x_strides.w,
-                                         ceil_div(p.W - residue, p.stride_w),
-                                         p.C,
-                                         nullptr,
-                                         Epilogue<A>(Activation::kNone)});
+        CorrelateRows<T, A> call{rows.data(),
+                                 rows.size(),
+                                 classes.taps(residue),
+                                 classes.num_taps(residue),
+                                 p.Q,
+                                 multiplier > 1 ? p.K : p.y_strides.w,
+                                 1,
+                                 {},
+                                 step,
+                                 p.stride_w * p.x_strides.w,
+                                 ceil_div(p.W - residue, p.stride_w),
+                                 p.C,
+                                 nullptr,
+                                 Epilogue<A>(Activation::kNone)};
+        for (int o = 0; o < step; ++o) {
+          call.out[o] = dx + n * p.x_strides.n + (h + o) * p.x_strides.h + residue * p.x_strides.w;
+        }
+        correlate_rows(call);
       }
     }
   });

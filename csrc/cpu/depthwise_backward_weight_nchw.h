@@ -6,11 +6,10 @@
 //
 // x: N x C x H x W, dy: N x K x P x Q, dw: K x R x S, m = K / C.
 //
-// Vectors run along a row (depthwise_source_nchw.h), and each tap has a vector of sums whose lanes are added at the very
-// end. A task owns the sums of one output channel over a part of the batch; the number of parts follows from the shape
-// alone, and parts are added in order. The sums of some filter columns stay in registers with a few rows of dy, so that a
-// loaded x serves every tap of its column.
-// Limit: 9 fused multiply-adds a vector of dy for 3x3.
+// Vectors run along a row (depthwise_source_nchw.h), and each tap has a vector of sums whose lanes are added at the
+// very end. A task owns the sums of one output channel over a part of the batch; the number of parts follows from the
+// shape alone, and parts are added in order. The sums of some filter columns stay in registers with a few rows of dy,
+// so that a loaded x serves every tap of its column. Limit: 9 fused multiply-adds a vector of dy for 3x3.
 #pragma once
 
 #include "depthwise_forward_nchw.h"
@@ -49,8 +48,15 @@ struct WeightCall {
   }
 };
 
-/// For each task of the range: calls f(plane of dy, plane of x, sums) for each image, then adds the lanes of the sums
-/// [column][R], which that of dy follows.
+/// The planes of one channel for some images: image i at dy + i * p.y_strides.n and x + i * p.x_strides.n.
+template <class T>
+struct ChannelPlanes {
+  const T *dy, *x;
+  int64_t images;
+};
+
+/// For each task of the range: calls f(planes, sums), then adds the lanes of the sums [column][R], which that of dy
+/// follows.
 template <class T, class A, class F>
 CNNEXT_INLINE void for_weight_tasks(const WeightCall<T, A>& call, int64_t begin, int64_t end, const F& f) {
   const ConvParams& p = call.p;
@@ -58,10 +64,10 @@ CNNEXT_INLINE void for_weight_tasks(const WeightCall<T, A>& call, int64_t begin,
   for (int64_t index = begin; index < end; ++index) {
     const int64_t part = index / p.K, k = index % p.K;
     for (int64_t i = 0; i <= call.taps(); ++i) sums[i] = Vec<A>::zero();
-    for (int64_t n = part * p.N / call.parts; n < (part + 1) * p.N / call.parts; ++n) {
-      f(call.dy + n * p.y_strides.n + k * p.y_strides.c,
-        call.x + n * p.x_strides.n + k / (p.K / p.C) * p.x_strides.c, sums.data());
-    }
+    const int64_t n = part * p.N / call.parts, end_n = (part + 1) * p.N / call.parts;
+    f(ChannelPlanes<T>{call.dy + n * p.y_strides.n + k * p.y_strides.c,
+                       call.x + n * p.x_strides.n + k / (p.K / p.C) * p.x_strides.c, end_n - n},
+      sums.data());
     for (int64_t tap = 0; tap <= call.taps(); ++tap) {
       const int64_t place = call.whole && tap < call.taps() ? tap % p.S * p.R + tap / p.S : tap;
       const A value = sum(sums[place]);
@@ -132,25 +138,28 @@ void backward_weight_range(const WeightCall<T, A>& call, int64_t begin, int64_t 
   Source source(call.x_shape(), row_pointers.data(), table_size, zeros.data(), p.stride_w);
   const StripTaps<Source> taps(source, call.positions, call.columns, p.Q, p.stride_w, V::kWidth);
 
-  for_weight_tasks(call, begin, end, [&](const T* dy, const T* x, V* memory) {
-    source.select_plane(x);
+  for_weight_tasks(call, begin, end, [&](const ChannelPlanes<T>& planes, V* memory) {
     for (int64_t first = 0; first < call.columns; first += kColumns) {
       WeightSums<kColumns, kR, A> sums(memory, first, call.columns);
-      const auto block = [&](auto rows, int64_t i) {
-        source.select_rows(i * p.stride_h - p.pad_h, (rows - 1) * p.stride_h + span);
-        for (int64_t q = 0, strip = 0; q < p.Q; q += V::kWidth, ++strip) {
-          const int lanes = static_cast<int>(min(V::kWidth, p.Q - q));
-          const T* from = dy + i * p.y_strides.h + q;
-          V gradient[rows];
-          for (int b = 0; b < rows; ++b, from += p.y_strides.h) {
-            gradient[b] = !V::kMasksAreFree && lanes == V::kWidth ? V::load(from) : V::load(from, lanes);
+      for (int64_t image = 0; image < planes.images; ++image) {
+        const T* dy = planes.dy + image * p.y_strides.n;
+        source.select_plane(planes.x + image * p.x_strides.n);
+        const auto block = [&](auto rows, int64_t i) {
+          source.select_rows(i * p.stride_h - p.pad_h, (rows - 1) * p.stride_h + span);
+          for (int64_t q = 0, strip = 0; q < p.Q; q += V::kWidth, ++strip) {
+            const int lanes = static_cast<int>(min(V::kWidth, p.Q - q));
+            const T* from = dy + i * p.y_strides.h + q;
+            V gradient[rows];
+            for (int b = 0; b < rows; ++b, from += p.y_strides.h) {
+              gradient[b] = !V::kMasksAreFree && lanes == V::kWidth ? V::load(from) : V::load(from, lanes);
+            }
+            accumulate_weights<rows, kStep>(gradient, source, taps.strip(strip), p.stride_h, sums);
           }
-          accumulate_weights<rows, kStep>(gradient, source, taps.strip(strip), p.stride_h, sums);
-        }
-      };
-      int64_t i = 0;
-      for (; i + kRows <= p.P; i += kRows) block(std::integral_constant<int, kRows>{}, i);
-      for (; i < p.P; ++i) block(std::integral_constant<int, 1>{}, i);
+        };
+        int64_t i = 0;
+        for (; i + kRows <= p.P; i += kRows) block(std::integral_constant<int, kRows>{}, i);
+        for (; i < p.P; ++i) block(std::integral_constant<int, 1>{}, i);
+      }
       sums.write(memory, call.columns);
     }
   });
@@ -164,24 +173,28 @@ void backward_weight_range_pairs(const WeightCall<T, A>& call, int64_t begin, in
   using Source = RowPairSource<T, A>;
   constexpr int kPairs = 3;
   const ConvParams& p = call.p;
-  Source source(call.x_shape());
+  Source source(call.x_shape()), last_source(call.x_shape());  // apart, as each remembers which rows it selected
   const StripTaps<Source> taps(source, call.positions, kR, 2 * p.Q, 1, V::kWidth);
   const StripTaps<Source> single_taps(source, call.positions, kR, p.Q, 1, V::kWidth);
 
-  for_weight_tasks(call, begin, end, [&](const T* dy, const T* x, V* memory) {
-    source.select_plane(x);
+  for_weight_tasks(call, begin, end, [&](const ChannelPlanes<T>& planes, V* memory) {
     WeightSums<kR, kR, A> sums(memory, 0, kR);
-    const auto block = [&](auto pairs, int64_t i, int64_t rows_in_vector) {
-      source.select_rows(i - p.pad_h, 2 * (pairs - 1) + kR);
-      V gradient[pairs];
-      for (int b = 0; b < pairs; ++b) {
-        gradient[b] = V::load(dy + (i + 2 * b) * p.Q, static_cast<int>(rows_in_vector * p.Q));
-      }
-      accumulate_weights<pairs, 2>(gradient, source, (rows_in_vector == 2 ? taps : single_taps).strip(0), 2, sums);
-    };
-    int64_t i = 0;
-    for (; i + 2 * kPairs <= p.P; i += 2 * kPairs) block(std::integral_constant<int, kPairs>{}, i, 2);
-    for (; i < p.P; i += 2) block(std::integral_constant<int, 1>{}, i, min(2, p.P - i));
+    for (int64_t image = 0; image < planes.images; ++image) {
+      const T* dy = planes.dy + image * p.y_strides.n;
+      const auto block = [&](auto pairs, Source& block_source, int64_t i, int64_t rows_in_vector) {
+        block_source.select_plane(planes.x + image * p.x_strides.n);
+        block_source.select_rows(i - p.pad_h, 2 * (pairs - 1) + kR);
+        V gradient[pairs];
+        for (int b = 0; b < pairs; ++b) {
+          gradient[b] = V::load(dy + (i + 2 * b) * p.Q, static_cast<int>(rows_in_vector * p.Q));
+        }
+        accumulate_weights<pairs, 2>(gradient, block_source, (rows_in_vector == 2 ? taps : single_taps).strip(0), 2,
+                                     sums);
+      };
+      int64_t i = 0;
+      for (; i + 2 * kPairs <= p.P; i += 2 * kPairs) block(std::integral_constant<int, kPairs>{}, source, i, 2);
+      for (; i < p.P; i += 2) block(std::integral_constant<int, 1>{}, last_source, i, min(2, p.P - i));
+    }
     sums.write(memory, kR);
   });
 }
@@ -202,7 +215,8 @@ void depthwise_backward_weight_nchw(const ConvParams& p, const Parallel& paralle
 
   parallel(0, parts * p.K, grain_for(ceil_div(p.N, parts) * p.P * p.Q * taps), [&](int64_t begin, int64_t end) {
     if (!whole) {
-      p.stride_w == 1 ? backward_weight_range<1, 1, 1>(call, begin, end) : backward_weight_range<1, 1, 0>(call, begin, end);
+      p.stride_w == 1 ? backward_weight_range<1, 1, 1>(call, begin, end)
+                      : backward_weight_range<1, 1, 0>(call, begin, end);
     } else if (p.stride_h == 2) {
       dispatch_fast_filter<T>(p.R, [&](auto r) { backward_weight_range<r, 2, 2>(call, begin, end); });
     } else if (p.R == 3 && p.S == 3 && RowPairSource<T, A>::suits(call.x_shape(), p.Q, p.y_strides.h)) {

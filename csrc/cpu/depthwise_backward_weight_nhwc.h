@@ -6,11 +6,11 @@
 //
 // x: N x H x W x C, dy: N x P x Q x K, dw: K x R x S, m = K / C.
 //
-// Vectors run over channels. The N * P rows of dy are cut into parts, a number that follows from the shape alone; a task
-// owns the sums of one part and one group of channels, and walks its rows once. Within a row the sums of a few filter
-// rows stay in registers while kTile pixels of dy slide along: a loaded x serves every tap. At the end the parts are
-// added in order, so the result does not depend on the threads.
-// Limit: memory for 3x3; else 1 fused multiply-add a tap and vector.
+// Vectors run over channels. The N * P rows of dy are cut into parts, a number that follows from the shape alone; a
+// task owns the sums of one part and one group of channels, and walks its rows once. Within a row the sums of a few
+// filter rows stay in registers while kTile pixels of dy slide along: a loaded x serves every tap. At the end the parts
+// are added in order, so the result does not depend on the threads. Limit: memory for 3x3; else 1 fused multiply-add a
+// tap and vector.
 #pragma once
 
 #include "depthwise_correlate_nhwc.h"
@@ -26,9 +26,9 @@ template <class T, class A>
 struct WeightRow {
   const ConvParams& p;
   const T* dy;
-  int64_t dy_stride;   // from pixel to pixel
-  const T* const* x;   // one for each filter row, null where it lies outside
-  A* sums;             // tap t at sums + t * sums_stride, whole vectors; the sum of dy follows the last tap
+  int64_t dy_stride;  // from pixel to pixel
+  const T* const* x;  // one for each filter row, null where it lies outside
+  A* sums;            // tap t at sums + t * sums_stride, whole vectors; the sum of dy follows the last tap
   int64_t sums_stride;
 };
 
@@ -126,7 +126,7 @@ CNNEXT_INLINE void accumulate_row_any(const WeightRow<T, A>& row, int64_t channe
     for (int v = 0; v < kVectors; ++v) sums[v] = V::load(memory + v * V::kWidth);
     for (int64_t q = begin; q < end; ++q) {
       const T* dy = row.dy + q * row.dy_stride + channel;
-      const T* source = x + (q * row.p.stride_w + offset) * row.p.x_strides.w + channel;
+      const T* source = is_bias ? dy : x + (q * row.p.stride_w + offset) * row.p.x_strides.w + channel;
       for (int v = 0; v < kVectors; ++v) {
         const V gradient = load_lanes<kVectors == 1, A>(dy + v * V::kWidth, lanes);
         sums[v] = is_bias ? sums[v] + gradient
@@ -172,8 +172,8 @@ struct WeightTasks {
   int64_t channel_groups, channels_per_group, row_parts;
 
   explicit WeightTasks(const ConvParams& p) {
-    constexpr int64_t kGroup = 128;                    // channels: 256 or more contiguous bytes
-    constexpr int64_t kWorkPerTask = 256 * 1024;       // multiply-adds, some ten times the cost of adding a part
+    constexpr int64_t kGroup = 128;               // channels: 256 or more contiguous bytes
+    constexpr int64_t kWorkPerTask = 256 * 1024;  // multiply-adds, some ten times the cost of adding a part
     constexpr int64_t kMaxTasks = 64;
     channels_per_group = min(p.C, kGroup);
     channel_groups = ceil_div(p.C, channels_per_group);

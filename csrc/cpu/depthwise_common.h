@@ -6,14 +6,15 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-/// The number of consecutive indices that are worth a thread, when each costs `work` multiply-adds. Waking the pool costs
-/// about 5 us, so a problem of less than two such chunks runs where it is called.
+/// The number of consecutive indices that are worth a thread, when each costs `work` multiply-adds. Waking the pool
+/// costs about 5 us, so a problem of less than two such chunks runs where it is called.
 CNNEXT_INLINE int64_t grain_for(int64_t work) {
   constexpr int64_t kMinWorkPerThread = 64 * 1024;
   return ceil_div(kMinWorkPerThread, max(work, 1));
 }
 
-/// An uninitialised array: on the stack when it has at most kInline elements, which is the common case, else on the heap.
+/// An uninitialised array: on the stack when it has at most kInline elements, which is the common case, else on the
+/// heap.
 template <class A, int64_t kInline>
 class Scratch {
  public:
@@ -78,7 +79,9 @@ class Epilogue {
 /// The largest filter size with kernels of its own: 3, 5 and 7 for float32, where 7x7 is in use; other filters, and
 /// float64, take the kernels for any filter. It keeps the compile time of an instruction set below a minute.
 template <class T>
-constexpr int kMaxFastFilter = std::is_same_v<T, double> ? 0 : std::is_same_v<T, float> ? 7 : 5;
+constexpr int kMaxFastFilter = std::is_same_v<T, double>  ? 0
+                               : std::is_same_v<T, float> ? 7
+                                                          : 5;
 
 /// Whether there is a kernel for filters with `size` rows (columns).
 template <class T>

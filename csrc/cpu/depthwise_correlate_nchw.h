@@ -5,8 +5,8 @@
 //
 // A filter column is R taps one above the other. Taps that are not on consecutive rows are given as columns of one tap.
 //
-// Vectors run along the row (depthwise_source_nchw.h). kRows output rows are computed together: the (kRows - 1) * step + R
-// source vectors of a filter column sit in registers and serve all of them, and so does each broadcast weight.
+// Vectors run along the row (depthwise_source_nchw.h). kRows output rows are computed together: the (kRows - 1) * step
+// + R source vectors of a filter column sit in registers and serve all of them, and so does each broadcast weight.
 // Limit: 9 fused multiply-adds a vector of outputs for 3x3; memory for small filters on large planes.
 #pragma once
 
@@ -49,10 +49,28 @@ class StripTaps {
   Scratch<typename Source::Tap, 24> taps_;
 };
 
-/// acc[i] += the sum for output row i over `count` filter columns, weights [column][R]. kR = 1 takes any step.
+/// The weight of tap r of filter column l is at data[l * column_stride + r * row_stride].
+template <class A>
+struct Weights {
+  const A* data;
+  int64_t column_stride, row_stride;
+};
+
+/// Filters as accumulators: where they are, if that is their type, else converted into `scratch`.
+template <class T, class A>
+CNNEXT_INLINE const A* load_filter(const T* w, int64_t count, A* scratch) {
+  if constexpr (std::is_same_v<T, A>) {
+    return w;
+  } else {
+    for (int64_t i = 0; i < count; ++i) scratch[i] = load_scalar<A>(w + i);
+    return scratch;
+  }
+}
+
+/// acc[i] += the sum for output row i over `count` filter columns. kR = 1 takes any step.
 template <int kRows, int kR, int kStep, class Source, class A>
 CNNEXT_INLINE void accumulate_columns(const Source& source, const typename Source::Tap* taps, int64_t count,
-                                      const A* weights, int64_t step, Vec<A> (&acc)[kRows]) {
+                                      const Weights<A>& weights, int64_t step, Vec<A> (&acc)[kRows]) {
   using V = Vec<A>;
   constexpr int kSourceRows = kR == 1 ? kRows : (kRows - 1) * kStep + kR;
   for (int64_t l = 0; l < count; ++l) {
@@ -60,7 +78,7 @@ CNNEXT_INLINE void accumulate_columns(const Source& source, const typename Sourc
     source.load(taps[l], kR == 1 ? step : 1, values);
 #pragma GCC unroll 8
     for (int r = 0; r < kR; ++r) {
-      const V w(weights[l * kR + r]);
+      const V w(weights.data[l * weights.column_stride + r * weights.row_stride]);
 #pragma GCC unroll 8
       for (int i = 0; i < kRows; ++i) acc[i] = fma(values[kR == 1 ? i : i * kStep + r], w, acc[i]);
     }
@@ -89,6 +107,31 @@ CNNEXT_INLINE void store_row_pairs(const Vec<A> (&acc)[n], T* out, int64_t width
     if (stored > 0) acc[b].store(out + 2 * b * width, static_cast<int>(stored * width));
   }
 }
+
+/// Walks the bands of the planes of a tensor, without a division for each.
+class BandIterator {
+ public:
+  BandIterator(int64_t index, int64_t bands, int64_t channels)
+      : bands_(bands),
+        channels_(channels),
+        band(index % bands),
+        channel(index / bands % channels),
+        n(index / bands / channels) {}
+
+  CNNEXT_INLINE void next() {
+    if (++band < bands_) return;
+    band = 0;
+    if (++channel < channels_) return;
+    channel = 0;
+    ++n;
+  }
+
+ private:
+  int64_t bands_, channels_;
+
+ public:
+  int64_t band, channel, n;
+};
 
 /// Calls f(number of rows as a constant, first row, rows that exist) until `rows` are done.
 template <class F>

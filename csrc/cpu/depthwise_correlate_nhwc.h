@@ -1,32 +1,75 @@
-// One row of a depthwise correlation in NHWC: the inner loop of both forward and backward_input.
+// Rows of a depthwise correlation in NHWC: the inner loop of both forward and backward_input.
 //
-//   out[i, c] = epilogue(bias[c] + sum over source rows r, column taps l of
-//                        source_r[i * step + column_l, c] * weights_r[l, c])
+//   out[o, i, c] = epilogue(bias[c] + sum over source rows r, column taps l of
+//                           source_r[i * step + column_l, c] * weights_r,o[l, c])
 //
 // Taps whose column lies outside the source contribute nothing: that is the padding.
 //   forward          i = q, step = stride_w, column_s = s * dilation_w - pad_w
 //   backward_input   one call for each class of columns w modulo stride_w, where every w has the same taps; step = 1
 //
-// Vectors run over channels; kTile neighbouring pixels are held in registers, so that a loaded source pixel serves
-// several outputs and a loaded weight serves kTile of them. Taps at consecutive columns (any undilated filter) have a
-// kernel for each count in use; the rest share one that loads a pixel for each tap.
-// Limit: memory for small filters; 9 fused multiply-adds a vector of outputs for 3x3.
+// Vectors run over channels; kTile neighbouring pixels of kOutRows rows are held in registers, so that a loaded source
+// pixel serves several outputs and a loaded weight serves kTile of them. Taps at consecutive columns (any undilated
+// filter) have a kernel for each count in use; the rest share one that loads a pixel for each tap. Limit: memory for
+// small filters; 9 fused multiply-adds a vector of outputs for 3x3.
 #pragma once
 
 #include "depthwise_common.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-/// Pixels held in registers. MobileNet's rows (7, 14, ... 112) are multiples of 7, and 7 accumulators + 7 weights + 1
-/// source fit 16 registers.
+/// Pixels of a row held in registers. MobileNet's rows (7, 14, ... 112) are multiples of 7, and 7 accumulators leave room
+/// for the sources of a 3-wide filter in 16 registers.
 constexpr int kTile = 7;
 
-/// One source row that contributes to the row being computed, and its weights: tap l, channel c at
-/// weights[taps[l].weight + c], readable up to a full vector.
+/// Output rows computed together, o = 0 .. kOutRows: a source row that two of them need is then loaded once. Two need 32
+/// registers.
+constexpr int kOutRows = Vec<float>::kWidth == 16 ? 2 : 1;
+
+/// One source row, and its weights for each output row: tap l, channel c at weights[o][taps[l].weight + c], readable up
+/// to a full vector; null where output row o does not use it.
 template <class T, class A>
 struct SourceRow {
   const T* pixels;
-  const A* weights;
+  const A* weights[kOutRows];
+};
+
+/// The source rows of up to kOutRows output rows.
+template <class T, class A>
+class SourceRows {
+ public:
+  explicit SourceRows(int64_t capacity) : rows_(capacity), used_(0) {}
+
+  void clear() { used_ = 0; }
+
+  /// NOTE: for each output row, pixels must be added in ascending order, output row by output row. If a later output
+  /// row begins and ends no earlier than the one before, its order of summation is the same with and without a partner.
+  void add(int out_row, const T* pixels, const A* weights) {
+    for (int64_t i = 0; out_row > 0 && i < used_; ++i) {
+      if (rows_[i].pixels == pixels) {
+        rows_[i].weights[out_row] = weights;
+        return;
+      }
+    }
+    SourceRow<T, A>& row = rows_[used_++];
+    row.pixels = pixels;
+    for (int o = 0; o < kOutRows; ++o) row.weights[o] = o == out_row ? weights : nullptr;
+  }
+
+  /// Moves all weights to channels `count` further on.
+  void advance_weights(int64_t count) {
+    for (int64_t i = 0; i < used_; ++i) {
+      for (int o = 0; o < kOutRows; ++o) {
+        if (rows_[i].weights[o]) rows_[i].weights[o] += count;
+      }
+    }
+  }
+
+  const SourceRow<T, A>* data() const { return rows_.data(); }
+  int64_t size() const { return used_; }
+
+ private:
+  Scratch<SourceRow<T, A>, 32> rows_;
+  int64_t used_;
 };
 
 struct ColumnTap {
@@ -34,9 +77,9 @@ struct ColumnTap {
   int64_t weight;
 };
 
-/// The row to compute. Offsets and strides in elements; channels are contiguous everywhere.
+/// The rows to compute. Offsets and strides in elements; channels are contiguous everywhere.
 template <class T, class A>
-struct CorrelateRow {
+struct CorrelateRows {
   const SourceRow<T, A>* rows;
   int64_t num_rows;
   const ColumnTap* taps;  // columns ascending
@@ -44,7 +87,8 @@ struct CorrelateRow {
   int64_t source_width;
   int64_t source_stride;  // from pixel to pixel
   int64_t step;
-  T* out;
+  T* out[kOutRows];
+  int64_t out_rows;  // 1 .. kOutRows
   int64_t out_stride;
   int64_t num_pixels;
   int64_t channels;
@@ -68,22 +112,37 @@ CNNEXT_INLINE void store_lanes(Vec<A> v, T* p, int lanes) {
   }
 }
 
+/// Finishes and stores pixels [first, first + n) of one vector of channels.
+template <bool kChecked, class T, class A>
+CNNEXT_INLINE void store_tile(Vec<A> (&acc)[kOutRows * kTile], const CorrelateRows<T, A>& row, int64_t first, int n,
+                              int64_t channel, int lanes) {
+  row.epilogue.apply(acc);
+#pragma GCC unroll 2
+  for (int o = 0; o < kOutRows; ++o) {
+    if (o >= row.out_rows) break;
+    T* out = row.out[o] + first * row.out_stride + channel;
+#pragma GCC unroll 8
+    for (int t = 0; t < kTile; ++t) {
+      if (!kChecked || t < n) store_lanes<kChecked, A>(acc[o * kTile + t], out + t * row.out_stride, lanes);
+    }
+  }
+}
+
 /// Pixels [first, first + n) of one vector of channels, for kTaps consecutive columns and a step of kStep.
 /// kChecked: n may be less than kTile, `lanes` less than a vector, and columns may lie outside the source.
 template <int kTaps, int kStep, bool kChecked, class T, class A>
-CNNEXT_INLINE void correlate_tile(const CorrelateRow<T, A>& row, int64_t first, int n, int64_t channel, int lanes) {
+CNNEXT_INLINE void correlate_tile(const CorrelateRows<T, A>& row, int64_t first, int n, int64_t channel, int lanes) {
   using V = Vec<A>;
   constexpr int kWindow = (kTile - 1) * kStep + kTaps;  // source columns of a full tile
   const int64_t column = first * kStep + row.taps[0].column;
   const int64_t begin = max(0, -column);
   const int64_t end = min((n - 1) * kStep + kTaps, row.source_width - column);
 
-  V acc[kTile];
+  V acc[kOutRows * kTile];
   const V bias = row.bias ? V::load(row.bias + channel) : V::zero();
-  for (int t = 0; t < kTile; ++t) acc[t] = bias;
+  for (int t = 0; t < kOutRows * kTile; ++t) acc[t] = bias;
 
   for (int64_t i = 0; i < row.num_rows; ++i) {
-    const A* weights = row.rows[i].weights + channel;
     const T* source = row.rows[i].pixels + column * row.source_stride + channel;
     V values[kWindow];
 #pragma GCC unroll 32
@@ -91,51 +150,51 @@ CNNEXT_INLINE void correlate_tile(const CorrelateRow<T, A>& row, int64_t first, 
       const bool exists = !kChecked || (j >= begin && j < end);
       values[j] = exists ? load_lanes<kChecked, A>(source + j * row.source_stride, lanes) : V::zero();
     }
+#pragma GCC unroll 2
+    for (int o = 0; o < kOutRows; ++o) {
+      const A* weights = row.rows[i].weights[o];
+      if (kOutRows > 1 && weights == nullptr) continue;
 #pragma GCC unroll 8
-    for (int l = 0; l < kTaps; ++l) {
-      const V w = V::load(weights + row.taps[l].weight);
+      for (int l = 0; l < kTaps; ++l) {
+        const V w = V::load(weights + channel + row.taps[l].weight);
 #pragma GCC unroll 8
-      for (int t = 0; t < kTile; ++t) acc[t] = fma(values[t * kStep + l], w, acc[t]);
+        for (int t = 0; t < kTile; ++t) acc[o * kTile + t] = fma(values[t * kStep + l], w, acc[o * kTile + t]);
+      }
     }
   }
-
-  row.epilogue.apply(acc);
-  T* out = row.out + first * row.out_stride + channel;
-#pragma GCC unroll 32
-  for (int t = 0; t < kTile; ++t) {
-    if (!kChecked || t < n) store_lanes<kChecked, A>(acc[t], out + t * row.out_stride, lanes);
-  }
+  store_tile<kChecked>(acc, row, first, n, channel, lanes);
 }
 
 /// The same for any taps and any step.
 template <bool kChecked, class T, class A>
-CNNEXT_INLINE void correlate_tile_any(const CorrelateRow<T, A>& row, int64_t first, int n, int64_t channel, int lanes) {
+CNNEXT_INLINE void correlate_tile_any(const CorrelateRows<T, A>& row, int64_t first, int n, int64_t channel,
+                                      int lanes) {
   using V = Vec<A>;
-  V acc[kTile];
+  V acc[kOutRows * kTile];
   const V bias = row.bias ? V::load(row.bias + channel) : V::zero();
-  for (int t = 0; t < kTile; ++t) acc[t] = bias;
+  for (int t = 0; t < kOutRows * kTile; ++t) acc[t] = bias;
 
   for (int64_t i = 0; i < row.num_rows; ++i) {
-    for (int64_t l = 0; l < row.num_taps; ++l) {
-      const V w = V::load(row.rows[i].weights + row.taps[l].weight + channel);
-      const int64_t column = first * row.step + row.taps[l].column;
-      const T* source = row.rows[i].pixels + column * row.source_stride + channel;
-#pragma GCC unroll 32
-      for (int t = 0; t < kTile; ++t) {
-        const int64_t c = column + t * row.step;
-        if (!kChecked || (t < n && c >= 0 && c < row.source_width)) {
-          acc[t] = fma(load_lanes<kChecked, A>(source + t * row.step * row.source_stride, lanes), w, acc[t]);
+#pragma GCC unroll 2
+    for (int o = 0; o < kOutRows; ++o) {
+      const A* weights = row.rows[i].weights[o];
+      if (kOutRows > 1 && weights == nullptr) continue;
+      for (int64_t l = 0; l < row.num_taps; ++l) {
+        const V w = V::load(weights + row.taps[l].weight + channel);
+        const int64_t column = first * row.step + row.taps[l].column;
+        const T* source = row.rows[i].pixels + column * row.source_stride + channel;
+#pragma GCC unroll 8
+        for (int t = 0; t < kTile; ++t) {
+          const int64_t c = column + t * row.step;
+          if (!kChecked || (t < n && c >= 0 && c < row.source_width)) {
+            const V value = load_lanes<kChecked, A>(source + t * row.step * row.source_stride, lanes);
+            acc[o * kTile + t] = fma(value, w, acc[o * kTile + t]);
+          }
         }
       }
     }
   }
-
-  row.epilogue.apply(acc);
-  T* out = row.out + first * row.out_stride + channel;
-#pragma GCC unroll 32
-  for (int t = 0; t < kTile; ++t) {
-    if (!kChecked || t < n) store_lanes<kChecked, A>(acc[t], out + t * row.out_stride, lanes);
-  }
+  store_tile<kChecked>(acc, row, first, n, channel, lanes);
 }
 
 /// Channels that a tile walks before the next tile starts: enough for contiguous access, few enough that the source
@@ -144,7 +203,7 @@ constexpr int64_t kChannelBlock = 128;
 
 /// kTaps = 0: any taps and any step.
 template <int kTaps, int kStep, class T, class A>
-void correlate_row_tiles(const CorrelateRow<T, A>& row) {
+void correlate_rows_tiles(const CorrelateRows<T, A>& row) {
   constexpr int kWidth = Vec<A>::kWidth;
   const int64_t first_column = row.num_taps > 0 ? row.taps[0].column : 0;
   const int64_t last_column = row.num_taps > 0 ? row.taps[row.num_taps - 1].column : 0;
@@ -175,25 +234,26 @@ void correlate_row_tiles(const CorrelateRow<T, A>& row) {
 }
 
 template <class T, class A>
-void correlate_row(const CorrelateRow<T, A>& row) {
+void correlate_rows(const CorrelateRows<T, A>& row) {
   bool consecutive = row.num_taps > 0;
   for (int64_t l = 1; l < row.num_taps; ++l) consecutive &= row.taps[l].column == row.taps[0].column + l;
   const bool fast = is_fast_filter<T>(row.num_taps);
   // One and two taps are what a filter of 3 leaves in a class of backward_input with stride 2.
   const bool few = kMaxFastFilter<T> > 0 && (row.num_taps == 1 || row.num_taps == 2);
   if (consecutive && row.step == 1 && few) {
-    if constexpr (kMaxFastFilter<T> > 0) dispatch_int<1, 2>(row.num_taps, [&](auto n) { correlate_row_tiles<n, 1>(row); });
+    if constexpr (kMaxFastFilter<T> > 0)
+      dispatch_int<1, 2>(row.num_taps, [&](auto n) { correlate_rows_tiles<n, 1>(row); });
   } else if (consecutive && row.step == 1 && fast) {
-    dispatch_fast_filter<T>(row.num_taps, [&](auto n) { correlate_row_tiles<n, 1>(row); });
+    dispatch_fast_filter<T>(row.num_taps, [&](auto n) { correlate_rows_tiles<n, 1>(row); });
   } else if (consecutive && row.step == 2 && fast) {
-    dispatch_fast_filter<T>(row.num_taps, [&](auto n) { correlate_row_tiles<n, 2>(row); });
+    dispatch_fast_filter<T>(row.num_taps, [&](auto n) { correlate_rows_tiles<n, 2>(row); });
   } else {
-    correlate_row_tiles<0, 0>(row);
+    correlate_rows_tiles<0, 0>(row);
   }
 }
 
-/// The filter (K x R x S) as accumulators, tap by tap: packed[tap * K + j * C + c] = w[c * m + j, tap], where m = K / C.
-/// Output channels are thus grouped by j, so that a vector of them reads neighbouring input channels.
+/// The filter (K x R x S) as accumulators, tap by tap: packed[tap * K + j * C + c] = w[c * m + j, tap], where m = K /
+/// C. Output channels are thus grouped by j, so that a vector of them reads neighbouring input channels.
 template <class T, class A>
 void pack_filter_nhwc(const ConvParams& p, const T* w, A* packed) {
   const int64_t taps = p.R * p.S, multiplier = p.K / p.C;
@@ -211,6 +271,17 @@ void regroup_channels(const ConvParams& p, const T* from, int64_t from_stride, T
   for (int64_t q = 0; q < p.Q; ++q, from += from_stride, to += p.K) {
     for (int64_t j = 0; j < multiplier; ++j) {
       for (int64_t c = 0; c < p.C; ++c) to[j * p.C + c] = from[c * multiplier + j];
+    }
+  }
+}
+
+/// The inverse.
+template <class T>
+void ungroup_channels(const ConvParams& p, const T* from, T* to, int64_t to_stride) {
+  const int64_t multiplier = p.K / p.C;
+  for (int64_t q = 0; q < p.Q; ++q, from += p.K, to += to_stride) {
+    for (int64_t j = 0; j < multiplier; ++j) {
+      for (int64_t c = 0; c < p.C; ++c) to[c * multiplier + j] = from[j * p.C + c];
     }
   }
 }

@@ -24,24 +24,20 @@ struct ForwardCall {
   PlaneShape x_shape() const { return {p.H, p.W, p.x_strides.h}; }
 };
 
-/// Calls f(weights [column][kR], bias, source plane, first row of the band) for each band of the range.
+/// Calls f(weights, bias, source plane, output plane, first row of the band) for each band of the range.
 template <int kR, class T, class A, class F>
 CNNEXT_INLINE void for_forward_bands(const ForwardCall<T, A>& call, int64_t begin, int64_t end, const F& f) {
   const ConvParams& p = call.p;
-  Scratch<A, 64> weights(call.taps());
-  for (int64_t index = begin; index < end; ++index) {
-    const int64_t plane = index / call.bands, n = plane / p.K, k = plane % p.K;
-    const T* w = call.w + k * call.taps();
-    if (kR == 1) {
-      for (int64_t tap = 0; tap < call.taps(); ++tap) weights[tap] = load_scalar<A>(w + tap);
-    } else {
-      for (int64_t s = 0; s < p.S; ++s) {
-        for (int64_t r = 0; r < kR; ++r) weights[s * kR + r] = load_scalar<A>(w + r * p.S + s);
-      }
-    }
-    f(weights.data(), call.bias ? load_scalar<A>(call.bias + k) : A(0),
-      call.x + n * p.x_strides.n + k / (p.K / p.C) * p.x_strides.c, call.y + n * p.y_strides.n + k * p.y_strides.c,
-      index % call.bands * kBandRows);
+  const int64_t multiplier = p.K / p.C;
+  Scratch<A, 64> scratch(call.taps());
+  BandIterator it(begin, call.bands, p.K);
+  for (int64_t index = begin; index < end; ++index, it.next()) {
+    const int64_t k = it.channel, c = multiplier == 1 ? k : k / multiplier;
+    const A* filter = load_filter(call.w + k * call.taps(), call.taps(), scratch.data());
+    // Columns of one tap are in the order of the filter.
+    const Weights<A> weights{filter, 1, kR == 1 ? 0 : p.S};
+    f(weights, call.bias ? load_scalar<A>(call.bias + k) : A(0), call.x + it.n * p.x_strides.n + c * p.x_strides.c,
+      call.y + it.n * p.y_strides.n + k * p.y_strides.c, it.band * kBandRows);
   }
 }
 
@@ -56,7 +52,7 @@ void forward_range(const ForwardCall<T, A>& call, int64_t begin, int64_t end) {
   RowSource<kStride, T, A> source(call.x_shape(), row_pointers.data(), table_size, zeros.data(), p.stride_w);
   const StripTaps<RowSource<kStride, T, A>> taps(source, call.positions, call.columns, p.Q, p.stride_w, V::kWidth);
 
-  for_forward_bands<kR>(call, begin, end, [&](const A* weights, A bias, const T* x, T* y, int64_t first) {
+  for_forward_bands<kR>(call, begin, end, [&](const Weights<A>& weights, A bias, const T* x, T* y, int64_t first) {
     source.select_plane(x);
     for_row_blocks(min(kBandRows, p.P - first), [&](auto block_rows, int64_t i, int64_t rows) {
       source.select_rows((first + i) * p.stride_h - p.pad_h, (block_rows - 1) * p.stride_h + span);
@@ -82,7 +78,7 @@ void forward_range_pairs(const ForwardCall<T, A>& call, int64_t begin, int64_t e
   RowPairSource<T, A> source(call.x_shape());
   const StripTaps<RowPairSource<T, A>> taps(source, call.positions, call.columns, 2 * p.W, 1, V::kWidth);
 
-  for_forward_bands<kR>(call, begin, end, [&](const A* weights, A bias, const T* x, T* y, int64_t first) {
+  for_forward_bands<kR>(call, begin, end, [&](const Weights<A>& weights, A bias, const T* x, T* y, int64_t first) {
     source.select_plane(x);
     const int64_t last = min(first + kBandRows, p.P);
     for (int64_t i = first; i < last; i += 2 * kPairs) {
@@ -108,7 +104,8 @@ CNNEXT_INLINE void place_filter_columns(const ConvParams& p, int64_t columns, Ta
 }
 
 template <class T, class A>
-void depthwise_forward_nchw(const ConvParams& p, const Parallel& parallel, const T* x, const T* w, const T* bias, T* y) {
+void depthwise_forward_nchw(const ConvParams& p, const Parallel& parallel, const T* x, const T* w, const T* bias,
+                            T* y) {
   const bool whole = has_whole_columns<T>(p);
   const int64_t columns = whole ? p.S : p.R * p.S, bands = ceil_div(p.P, kBandRows);
   Scratch<TapPosition, 64> positions(columns);

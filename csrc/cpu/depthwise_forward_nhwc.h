@@ -3,7 +3,8 @@
 //   y[n, p, q, k] = activation(bias[k] + sum over r, s of x[n, p * stride_h + r * dilation_h - pad_h,
 //                                                          q * stride_w + s * dilation_w - pad_w, k / m] * w[k, r, s])
 //
-// x: N x H x W x C, w: K x R x S, y: N x P x Q x K, m = K / C. An index of the parallel loop owns one row y[n, p].
+// x: N x H x W x C, w: K x R x S, y: N x P x Q x K, m = K / C. An index of the parallel loop owns one row y[n, p];
+// neighbouring rows of a chunk are computed together.
 // The arithmetic is in depthwise_correlate_nhwc.h.
 #pragma once
 
@@ -12,54 +13,65 @@
 namespace cnnext::cpu::CNNEXT_ISA {
 
 template <class T, class A>
-void depthwise_forward_nhwc(const ConvParams& p, const Parallel& parallel, const T* x, const T* w, const T* bias, T* y) {
+void depthwise_forward_nhwc(const ConvParams& p, const Parallel& parallel, const T* x, const T* w, const T* bias,
+                            T* y) {
   constexpr int kWidth = Vec<A>::kWidth;
   const int64_t multiplier = p.K / p.C;
   Scratch<A, kFilterScratch> filter(p.R * p.S * p.K + kWidth);
   pack_filter_nhwc(p, w, filter.data());
   Scratch<A, 1024 + kWidth> packed_bias(bias ? p.K + kWidth : 0);
-  for (int64_t k = 0; bias && k < p.K; ++k) packed_bias[(k % multiplier) * p.C + k / multiplier] = load_scalar<A>(bias + k);
+  for (int64_t k = 0; bias && k < p.K; ++k)
+    packed_bias[(k % multiplier) * p.C + k / multiplier] = load_scalar<A>(bias + k);
   Scratch<ColumnTap, 32> taps(p.S);
   for (int64_t s = 0; s < p.S; ++s) taps[s] = {s * p.dilation_w - p.pad_w, s * p.K};
 
   parallel(0, p.N * p.P, grain_for(p.Q * p.K * p.R * p.S), [&](int64_t begin, int64_t end) {
-    Scratch<SourceRow<T, A>, 32> rows(p.R);
+    SourceRows<T, A> rows(kOutRows * p.R);
     // With a multiplier the channels of a row are computed grouped by j, and put in order afterwards.
-    Scratch<T, 2048> grouped(multiplier > 1 ? p.Q * p.K : 0);
-    for (int64_t index = begin; index < end; ++index) {
+    const int64_t grouped_row = multiplier > 1 ? p.Q * p.K : 0;
+    Scratch<T, 2048> grouped(kOutRows * grouped_row);
+    int64_t step = 1;
+    for (int64_t index = begin; index < end; index += step) {
       const int64_t n = index / p.P, out_h = index % p.P;
-      int64_t num_rows = 0;
-      for (int64_t r = 0; r < p.R; ++r) {
-        const int64_t h = out_h * p.stride_h + r * p.dilation_h - p.pad_h;
-        if (h < 0 || h >= p.H) continue;
-        rows[num_rows++] = {x + n * p.x_strides.n + h * p.x_strides.h, filter.data() + r * p.S * p.K};
+      // Neighbouring rows share source rows if the filter is not dilated.
+      step = p.dilation_h == 1 ? min(kOutRows, min(end - index, p.P - out_h)) : 1;
+      rows.clear();
+      T* y_rows[kOutRows] = {};
+      CorrelateRows<T, A> call{rows.data(),
+                               0,
+                               taps.data(),
+                               p.S,
+                               p.W,
+                               p.x_strides.w,
+                               p.stride_w,
+                               {},
+                               step,
+                               multiplier > 1 ? p.K : p.y_strides.w,
+                               p.Q,
+                               p.C,
+                               bias ? packed_bias.data() : nullptr,
+                               Epilogue<A>(p.activation)};
+      for (int o = 0; o < step; ++o) {
+        y_rows[o] = y + n * p.y_strides.n + (out_h + o) * p.y_strides.h;
+        call.out[o] = multiplier > 1 ? grouped.data() + o * grouped_row : y_rows[o];
+        for (int64_t r = 0; r < p.R; ++r) {
+          const int64_t h = (out_h + o) * p.stride_h + r * p.dilation_h - p.pad_h;
+          if (h < 0 || h >= p.H) continue;
+          rows.add(o, x + n * p.x_strides.n + h * p.x_strides.h, filter.data() + r * p.S * p.K);
+        }
       }
-      T* y_row = y + n * p.y_strides.n + out_h * p.y_strides.h;
-      CorrelateRow<T, A> row{rows.data(), num_rows,
-                             taps.data(), p.S,
-                             p.W,         p.x_strides.w,
-                             p.stride_w,  multiplier > 1 ? grouped.data() : y_row,
-                             multiplier > 1 ? p.K : p.y_strides.w,
-                             p.Q,         p.C,
-                             bias ? packed_bias.data() : nullptr,
-                             Epilogue<A>(p.activation)};
+      call.num_rows = rows.size();
       if (multiplier == 1) {
-        correlate_row(row);
+        correlate_rows(call);
         continue;
       }
       for (int64_t j = 0; j < multiplier; ++j) {
-        correlate_row(row);
-        row.out += p.C;
-        if (row.bias) row.bias += p.C;
-        for (int64_t i = 0; i < num_rows; ++i) rows[i].weights += p.C;
+        correlate_rows(call);
+        for (int o = 0; o < step; ++o) call.out[o] += p.C;
+        if (call.bias) call.bias += p.C;
+        rows.advance_weights(p.C);
       }
-      for (int64_t q = 0; q < p.Q; ++q) {
-        for (int64_t j = 0; j < multiplier; ++j) {
-          const T* from = grouped.data() + q * p.K + j * p.C;
-          T* to = y_row + q * p.y_strides.w + j;
-          for (int64_t c = 0; c < p.C; ++c) to[c * multiplier] = from[c];
-        }
-      }
+      for (int o = 0; o < step; ++o) ungroup_channels(p, grouped.data() + o * grouped_row, y_rows[o], p.y_strides.w);
     }
   });
 }

@@ -1,10 +1,10 @@
 // How the NCHW kernels read a plane: vectors along a row, for one filter tap at a time.
 //
-// A vector of outputs q, q + 1, ... needs, for tap (r, s), the source row p * stride_h + r * dilation_h - pad_h at columns
-// q * stride_w + s * dilation_w - pad_w, .... Lanes outside the plane read as zero: a load of a set of lanes does that
-// without touching memory, so no copy with padding is made. A source knows three things: the
-// plane; the rows in use, chosen for each block of output rows (one outside the plane is a row of zeros); and the taps,
-// with their lanes, which are the same for every plane and are worked out once.
+// A vector of outputs q, q + 1, ... needs, for tap (r, s), the source row p * stride_h + r * dilation_h - pad_h at
+// columns q * stride_w + s * dilation_w - pad_w, .... Lanes outside the plane read as zero: a load of a set of lanes
+// does that without touching memory, so no copy with padding is made. A source knows three things: the plane; the rows
+// in use, chosen for each block of output rows (one outside the plane is a row of zeros); and the taps, with their
+// lanes, which are the same for every plane and are worked out once.
 #pragma once
 
 #include "depthwise_common.h"
@@ -91,8 +91,8 @@ class RowSource {
   const T* data_ = nullptr;
 };
 
-/// Planes so narrow that two neighbouring rows fit a vector: lanes 0 .. width read row h, lanes width .. 2 * width row h + 1.
-/// Assumes contiguous rows, so that both come with one load, and as many columns in the output as in the plane.
+/// Planes so narrow that two neighbouring rows fit a vector: lanes 0 .. width read row h, lanes width .. 2 * width row
+/// h + 1. Assumes contiguous rows, so that both come with one load, and as many columns in the output as in the plane.
 template <class T, class A>
 class RowPairSource {
   using V = Vec<A>;
@@ -106,8 +106,8 @@ class RowPairSource {
   };
 
   static bool suits(const PlaneShape& shape, int64_t out_width, int64_t out_stride) {
-    return shape.count == 1 && shape.row_stride == shape.width && out_width == shape.width &&
-           out_stride == out_width && 2 * shape.width <= V::kWidth && 3 * shape.width > V::kWidth;
+    return shape.count == 1 && shape.row_stride == shape.width && out_width == shape.width && out_stride == out_width &&
+           2 * shape.width <= V::kWidth && 3 * shape.width > V::kWidth;
   }
 
   explicit RowPairSource(const PlaneShape& shape) : shape_(shape) {}

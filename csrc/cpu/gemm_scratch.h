@@ -6,7 +6,21 @@
 namespace cnnext::cpu::CNNEXT_ISA {
 
 /// Uses of scratch that are alive at the same time on one thread.
-enum class Slot { kFilter, kBias, kPanel, kOutput, kTable, kTargets, kTurned, kBand, kBand2, kZeros, kTaps, kPartial, kCount };
+enum class Slot {
+  kFilter,   // the filter as a kernel wants it, shared by all threads
+  kBias,     // the bias as accumulators, shared
+  kTaps,     // the taps of a pass, shared
+  kPartial,  // partial sums of a filter or bias gradient, shared
+  kPanel,    // gathered input
+  kBand,     // copied input
+  kBand2,    // copied output gradient
+  kOutput,   // output that cannot be written in place
+  kTurned,   // the same, turned
+  kTable,    // pointers to the input
+  kTargets,  // pointers to the output
+  kZeros,    // zeros, never written
+  kCount
+};
 
 /// A buffer that only grows, so that repeated calls allocate nothing.
 class ScratchBuffer {
@@ -212,7 +226,8 @@ CNNEXT_INLINE Vec<float> load_quads(const float* p, int64_t stride) {
 #endif
 }
 
-/// Indices that interleave pairs (kRun = 1) or pairs of pairs (kRun = 2) within each quad of two vectors of kWidth floats.
+/// Indices that interleave pairs (kRun = 1) or pairs of pairs (kRun = 2) within each quad of two vectors of kWidth
+/// floats.
 template <size_t kRun, size_t kHigh, size_t kWidth, size_t... kLane>
 constexpr auto quad_zip_indices(std::index_sequence<kLane...>) {
   return std::index_sequence<(kLane / 4 * 4 + kHigh * 2 + (kRun == 1 ? kLane % 4 / 2 : kLane % 2) +

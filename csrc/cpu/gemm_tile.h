@@ -1,14 +1,16 @@
-// The register tile that every pointwise and grouped kernel ends in: a block of at most 6 rows x kTileVectors vectors of
+// The register tile that the pointwise and grouped kernels end in: at most 6 rows x kTileVectors vectors of
 //
-//   c[i][j] = activation( c0 + sum over segments s, depth d of a[s][i][a_offset + d * a_step] * b[s][d * b_step + j]  + bias )
+//   c[i][j] = activation(bias + c0 + sum over s, d of a[s][i][a_offset + d * a_step] * b[s][d * b_step + j])
 //
-// A row element is broadcast, a column run of b is loaded as vectors, so one step of d costs `rows` broadcasts and a few
-// loads for rows x vectors multiply-adds: enough for the multiply-add units to be the limit on every ISA. Pointers are
-// given per segment (a filter tap, an image row), so that a convolution reads its input in place.
+// with segments s and depths d.
 //
-// Limit: one vector multiply-add per unit and cycle; measured 95 % of it with the columns in L2.
+// A row element is broadcast, a column run of b is loaded as vectors, so one step of d costs `rows` broadcasts and a
+// few loads for rows x vectors multiply-adds: enough for the multiply-add units to be the limit on every ISA. Pointers
+// are given per segment (a filter tap, an image row), so that a convolution reads its input in place.
 //
-// Assumes: b may be read for whole vectors, (columns rounded up) x depth; c is written for `columns` lanes only.
+// Limit: one vector multiply-add per unit and cycle; measured 97 to 100 % of it from a depth of 128, columns in L2.
+//
+// Assumes: b may be read for padded_columns(columns) x depth; c is written for `columns` lanes only.
 // The order of the sum is s, then d, whatever the tile: results do not depend on how a problem is cut into tiles.
 #pragma once
 
@@ -44,17 +46,44 @@ struct GemmTile {
   Activation activation;
 };
 
-template <class A, int kRows, int kVectors>
+/// Half a vector: for a last vector of few columns, it takes half the time where units are half a vector wide.
+#if defined(CNNEXT_AVX512) || defined(CNNEXT_AVX2)
+constexpr bool kHasHalf = true;
+#else
+constexpr bool kHasHalf = false;
+#endif
+
+template <class A>
+struct HalfVector {
+  typedef A Raw __attribute__((vector_size(kHasHalf ? sizeof(Vec<A>) / 2 : sizeof(Vec<A>))));
+  CNNEXT_INLINE static Raw load(const A* p) {
+    Raw raw;
+    __builtin_memcpy(&raw, p, sizeof(raw));
+    return raw;
+  }
+  /// The half as the first lanes of a vector.
+  CNNEXT_INLINE static Vec<A> widen(Raw raw) {
+    Vec<A> v = Vec<A>::zero();
+    __builtin_memcpy(&v, &raw, sizeof(raw));
+    return v;
+  }
+};
+
+/// kVectors vectors of columns, the last of them half a vector if kHalf.
+template <class A, int kRows, int kVectors, bool kHalf>
 [[gnu::noinline]] void gemm_tile_kernel(const GemmTile<A>& t) {
   using V = Vec<A>;
-  constexpr int kWidth = V::kWidth;
-  const int tail = t.columns - (kVectors - 1) * kWidth;  // lanes of the last vector, 1 .. kWidth
+  using Half = typename HalfVector<A>::Raw;
+  constexpr int kWidth = V::kWidth, kWhole = kVectors - kHalf;
+  const int tail = t.columns - (kVectors - 1) * kWidth;  // lanes of the last vector
   V acc[kRows][kVectors];
+  Half half_acc[kRows];
 
 #pragma GCC unroll 6
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors; ++j) acc[i][j] = V::zero();
+    half_acc[i] = Half{};
   }
 
   for (int64_t s = 0; s < t.segments; ++s) {
@@ -67,12 +96,16 @@ template <class A, int kRows, int kVectors>
     for (int64_t d = t.depth; d > 0; --d) {
       V columns[kVectors];
 #pragma GCC unroll 4
-      for (int j = 0; j < kVectors; ++j) columns[j] = V::load(b + j * kWidth);
+      for (int j = 0; j < kWhole; ++j) columns[j] = V::load(b + j * kWidth);
+      Half half{};
+      if constexpr (kHalf) half = HalfVector<A>::load(b + kWhole * kWidth);
 #pragma GCC unroll 6
       for (int i = 0; i < kRows; ++i) {
-        const V row(a[i][offset]);
+        const A value = a[i][offset];
+        const V row(value);
 #pragma GCC unroll 4
-        for (int j = 0; j < kVectors; ++j) acc[i][j] = fma(row, columns[j], acc[i][j]);
+        for (int j = 0; j < kWhole; ++j) acc[i][j] = fma(row, columns[j], acc[i][j]);
+        if constexpr (kHalf) half_acc[i] = (Half{} + value) * half + half_acc[i];  // contracted to a multiply-add
       }
       b += b_step;
       offset += a_step;
@@ -82,6 +115,7 @@ template <class A, int kRows, int kVectors>
 #pragma GCC unroll 6
   for (int i = 0; i < kRows; ++i) {
     A* c = t.c[i];
+    if constexpr (kHalf) acc[i][kWhole] = HalfVector<A>::widen(half_acc[i]);
 #pragma GCC unroll 4
     for (int j = 0; j < kVectors; ++j) {
       const bool last = j == kVectors - 1;
@@ -104,28 +138,35 @@ template <class A, int kRows, int kVectors>
   }
 }
 
+template <class A>
+struct GemmTileKernels {
+  static constexpr int kCount = kTileRows * kTileVectors * 2;
+  void (*kernels[kCount])(const GemmTile<A>&);
+};
+
+/// Kernel of (rows, vectors, half) at ((rows - 1) * kTileVectors + vectors - 1) * 2 + half.
+template <class A, size_t... kIndex>
+constexpr GemmTileKernels<A> gemm_tile_kernels(std::index_sequence<kIndex...>) {
+  return {{gemm_tile_kernel<A, kIndex / 2 / kTileVectors + 1, kIndex / 2 % kTileVectors + 1,
+                            kHasHalf && kIndex % 2 == 1>...}};
+}
+
+/// Columns of a panel that `columns` columns need: what the kernel reads of b.
+template <class A>
+CNNEXT_INLINE int64_t padded_columns(int64_t columns) {
+  constexpr int64_t kUnit = kHasHalf ? Vec<A>::kWidth / 2 : Vec<A>::kWidth;
+  return (columns + kUnit - 1) / kUnit * kUnit;
+}
+
 /// Runs one tile of `rows` x t.columns.
 template <class A>
 inline void gemm_tile(int rows, const GemmTile<A>& t) {
-  using Kernel = void (*)(const GemmTile<A>&);
-#if defined(CNNEXT_AVX512)
-  static constexpr Kernel kKernels[kTileRows][kTileVectors] = {
-      {gemm_tile_kernel<A, 1, 1>, gemm_tile_kernel<A, 1, 2>, gemm_tile_kernel<A, 1, 3>, gemm_tile_kernel<A, 1, 4>},
-      {gemm_tile_kernel<A, 2, 1>, gemm_tile_kernel<A, 2, 2>, gemm_tile_kernel<A, 2, 3>, gemm_tile_kernel<A, 2, 4>},
-      {gemm_tile_kernel<A, 3, 1>, gemm_tile_kernel<A, 3, 2>, gemm_tile_kernel<A, 3, 3>, gemm_tile_kernel<A, 3, 4>},
-      {gemm_tile_kernel<A, 4, 1>, gemm_tile_kernel<A, 4, 2>, gemm_tile_kernel<A, 4, 3>, gemm_tile_kernel<A, 4, 4>},
-      {gemm_tile_kernel<A, 5, 1>, gemm_tile_kernel<A, 5, 2>, gemm_tile_kernel<A, 5, 3>, gemm_tile_kernel<A, 5, 4>},
-      {gemm_tile_kernel<A, 6, 1>, gemm_tile_kernel<A, 6, 2>, gemm_tile_kernel<A, 6, 3>, gemm_tile_kernel<A, 6, 4>},
-  };
-#else
-  static constexpr Kernel kKernels[kTileRows][kTileVectors] = {
-      {gemm_tile_kernel<A, 1, 1>, gemm_tile_kernel<A, 1, 2>}, {gemm_tile_kernel<A, 2, 1>, gemm_tile_kernel<A, 2, 2>},
-      {gemm_tile_kernel<A, 3, 1>, gemm_tile_kernel<A, 3, 2>}, {gemm_tile_kernel<A, 4, 1>, gemm_tile_kernel<A, 4, 2>},
-      {gemm_tile_kernel<A, 5, 1>, gemm_tile_kernel<A, 5, 2>}, {gemm_tile_kernel<A, 6, 1>, gemm_tile_kernel<A, 6, 2>},
-  };
-#endif
-  const int vectors = (t.columns + Vec<A>::kWidth - 1) / Vec<A>::kWidth;
-  kKernels[rows - 1][vectors - 1](t);
+  constexpr int kWidth = Vec<A>::kWidth;
+  static constexpr GemmTileKernels<A> kTable =
+      gemm_tile_kernels<A>(std::make_index_sequence<GemmTileKernels<A>::kCount>{});
+  const int vectors = (t.columns + kWidth - 1) / kWidth;
+  const int half = t.columns - (vectors - 1) * kWidth <= kWidth / 2;
+  kTable.kernels[((rows - 1) * kTileVectors + vectors - 1) * 2 + half](t);
 }
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

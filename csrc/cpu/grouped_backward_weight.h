@@ -3,13 +3,14 @@
 //   dw(k, c, r, s) = sum over n, p, q of dy(n, k, p, q) * x(n, c, p * stride_h + r * dilation_h - pad_h, q * ... )
 //   dbias(k)       = sum over n, p, q of dy(n, k, p, q)
 //
-// as a matrix product for each group and tap: rows = output channels, columns = input channels, depth = pixels. Pixels that
-// a tap finds outside the image are left out of the depth, so padding costs nothing. Groups of fewer channels than a
-// vector holds have the taps of all their channels side by side as columns instead, gathered for each pixel.
+// as a matrix product for each group and tap: rows = output channels, columns = input channels, depth = pixels. Pixels
+// that a tap finds outside the image are left out of the depth, so padding costs nothing. Groups of fewer channels than
+// a vector holds have the taps of all their channels side by side as columns instead, gathered for each pixel; those
+// of 1, 2, 4 or 8 channels in and out go to grouped_narrow_backward_weight.h.
 //
-// A task owns some output channels of one group and one share of the images ("partial"). It walks its share in blocks of
-// pixels whose x and dy stay in L2. dy is read in place; so is x if it is channels-last, otherwise each block of x is
-// turned to channels-last in scratch (where 16-bit types become float32).
+// A task owns some output channels of one group and one share of the images ("partial"). It walks its share in blocks
+// of pixels whose x and dy stay in L2. dy is read in place; so is x if it is channels-last, otherwise each block of x
+// is turned to channels-last in scratch (where 16-bit types become float32).
 //
 // Determinism: the number of partials and blocks follows from the shape alone, and partials are added in their order.
 // Limit: the multiply-add rate; the turning adds about 5 % for channels-first.
@@ -225,7 +226,8 @@ class WeightGradient {
       clip(dw, p_.stride_w, p_.W, q_begin, q_end);
       for (int64_t p = p_begin; p < p_end; ++p) {
         if (q_begin >= q_end) break;
-        const T* from = x_ + n * x.n + group * cg_ * x.c + (p * p_.stride_h + dh) * x.h + (q_begin * p_.stride_w + dw) * x.w;
+        const int64_t h = p * p_.stride_h + dh, w = q_begin * p_.stride_w + dw;
+        const T* from = x_ + n * x.n + group * cg_ * x.c + h * x.h + w * x.w;
         A* to = band + ((p - p0) * width + q_begin - q0) * pitch_ + t * cg_;
         for (int64_t q = q_begin; q < q_end; ++q, from += p_.stride_w * x.w, to += pitch_) {
           for (int64_t c = 0; c < cg_; ++c) to[c] = load_scalar<A>(from + c * x.c);

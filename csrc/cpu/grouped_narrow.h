@@ -5,11 +5,12 @@
 //
 //   acc(pixel) += spread_c(x(pixel moved by tap t)) * filter(t, c)        for c = 0 .. w - 1
 //
-// is w whole-vector multiply-adds a tap, none of them wasted. A task owns a rectangle of pixels of an image and a run of
-// channels, and copies the input that it reaches to a band of scratch (grouped_pixel_table.h), one block a vector, so that
-// all taps of a pixel are at fixed offsets. A tile is 8 pixels, which share the filter vectors in registers.
+// is w whole-vector multiply-adds a tap, none of them wasted. A task owns a rectangle of pixels of an image and a run
+// of channels, and copies the input that it reaches to a band of scratch (grouped_pixel_table.h), one block a vector,
+// so that all taps of a pixel are at fixed offsets. A tile is 8 pixels, which share the filter vectors in registers.
 //
-// Limit: the multiply-add rate, with one shuffle to each multiply-add: about 3/4 of it where both share an execution port.
+// Limit: the multiply-add rate (one shuffle accompanies each multiply-add, on another port); with w = 4 and less, and
+// images larger than the caches, reading and writing memory.
 #pragma once
 
 #include "activation.h"
@@ -131,8 +132,8 @@ class NarrowPass {
     }
   }
 
-  /// All tiles of a rectangle: vector v of pixel (p, q) goes to out + v * out_vector + p * out_h + q * out_w, counted from
-  /// the first. Vectors are the inner loop, so that a pixel's channels are read and written together.
+  /// All tiles of a rectangle: vector v of pixel (p, q) goes to out + v * out_vector + p * out_h + q * out_w, counted
+  /// from the first. Vectors are the inner loop, so that a pixel's channels are read and written together.
   void run_tiles(const Rectangle& r, const Band<A>& band, const int64_t* tap_offsets, int64_t c_begin, int64_t c_end,
                  A* out, int64_t out_h, int64_t out_w, int64_t out_vector) const {
     // From the end of a row of the rectangle to the start of the next.

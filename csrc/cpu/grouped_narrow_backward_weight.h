@@ -1,12 +1,13 @@
-// Filter gradient for narrow groups: w = 1, 2, 4 or 8 channels in and out, w less than a vector, as in grouped_narrow.h.
+// Filter gradient for narrow groups: w = 1, 2, 4 or 8 channels in and out, w less than a vector, as in
+// grouped_narrow.h.
 //
-// Lanes are input channels. The j-th output channel of each group is spread over the group's lanes of dy by a shuffle, so
-// that for every pixel
+// Lanes are input channels. The j-th output channel of each group is spread over the group's lanes of dy by a shuffle,
+// so that for every pixel
 //
 //   acc(t, j) += spread_j(dy(pixel)) * x(pixel moved by tap t)      holds dw(group of lane * w + j, channel of lane, t)
 //
-// A task owns a run of channels and one share of the images ("partial"). It walks its share in rectangles, whose x and dy
-// it copies to bands, and for each vector of channels takes 3 taps at a time, with 3 w accumulators in registers: w
+// A task owns a run of channels and one share of the images ("partial"). It walks its share in rectangles, whose x and
+// dy it copies to bands, and for each vector of channels takes 3 taps at a time, with 3 w accumulators in registers: w
 // shuffles and 3 loads for 3 w multiply-adds.
 //
 // Determinism: rectangles and partials follow from the shape alone, and partials are added in their order.
@@ -153,7 +154,9 @@ class NarrowWeightGradient {
     const int64_t width = pass_.in_channels, taps = pass_.num_taps;
     for (int64_t i = 0; i < taps * width * kWidth; i += kWidth) {
       Vec<A> total = Vec<A>::load(sums + i);
-      for (int64_t partial = 1; partial < partials; ++partial) total += Vec<A>::load(sums + partial * partial_stride + i);
+      for (int64_t partial = 1; partial < partials; ++partial) {
+        total += Vec<A>::load(sums + partial * partial_stride + i);
+      }
       total.store(sums + i);
     }
     for (int64_t lane = 0; lane < min(kWidth, channels_ - v * kWidth); ++lane) {

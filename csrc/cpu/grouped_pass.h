@@ -4,8 +4,8 @@
 //                                filter(m, c, t) * in(n, c, p * step_h + t.dh, q * step_w + t.dw))
 //
 // for every group, with `in` zero outside its image. The forward convolution is one pass with all R x S taps. The input
-// gradient is one pass for each residue (h mod stride_h, w mod stride_w) of dx, with the taps that can reach that residue:
-// a dense sum without divisibility tests, each element of dx written once, nothing to reduce.
+// gradient is one pass for each residue (h mod stride_h, w mod stride_w) of dx, with the taps that can reach that
+// residue: a dense sum without divisibility tests, each element of dx written once, nothing to reduce.
 #pragma once
 
 #include "gemm_scratch.h"

@@ -5,14 +5,14 @@
 //   depth   = channels x taps of a group
 //
 // A task owns one panel of pixels, one group, and some of its output channels. It gathers the input of the panel into
-// scratch, (depth, kTileColumns) with zeros for padding ("im2col" of one panel, at most 256 KB: it stays in L2), and runs
-// register tiles down the output channels. Bias and activation are applied in registers; a panel whose pixels are not
-// contiguous in the output, or of another type, goes through a tile of scratch.
+// scratch, (depth, kTileColumns) with zeros for padding ("im2col" of one panel, at most 256 KB: it stays in L2), and
+// runs register tiles down the output channels. Bias and activation are applied in registers; a panel whose pixels are
+// not contiguous in the output, or of another type, goes through a tile of scratch.
 //
 // Also used for channels-last problems of a few pixels, where turning the filter would cost more than the product.
 //
-// Limit: the multiply-add rate for more than about 16 output channels a group, else the gathering, one load and one store
-// for `out_channels` multiply-adds.
+// Limit: the multiply-add rate for more than about 16 output channels a group, else the gathering, one load and one
+// store for `out_channels` multiply-adds.
 #pragma once
 
 #include "gemm_tile.h"
@@ -43,7 +43,8 @@ class PixelColumnsPass {
 
   PixelColumnsPass(const Pass& pass, const T* in, const T* filter, const A* bias, T* out)
       : pass_(pass), in_(in), bias_(bias), out_(out) {
-    channel_block_ = max(1, min(pass.in_channels, kPanelBytes / (max(1, pass.num_taps) * kColumns * int64_t(sizeof(A)))));
+    const int64_t channel_bytes = max(1, pass.num_taps) * kColumns * int64_t(sizeof(A));
+    channel_block_ = max(1, min(pass.in_channels, kPanelBytes / channel_bytes));
     if constexpr (std::is_same_v<T, A>) {
       // One tap: a step of filter_c walks the channels. More: only if they lie in (c, t) order.
       if (pass.num_taps == 1 || pass.rows_contiguous) {
@@ -219,8 +220,14 @@ class PixelColumnsPass {
     for (int64_t m = m0; m < m1; ++m) {
       for (int i = 0; i < panel.num_runs; ++i) {
         const PixelRun& run = panel.runs[i];
-        scatter_run(c_base + (m - m0) * kColumns + run.column, out + m * pass_.out_strides.c + run.out_offset,
-                    pass_.out_strides.w, run.length);
+        const A* from = c_base + (m - m0) * kColumns + run.column;
+        T* to = out + m * pass_.out_strides.c + run.out_offset;
+        if (pass_.out_strides.c == 1) {
+          // Between the pixels of a channel lie other channels, which other threads may be writing.
+          for (int j = 0; j < run.length; ++j) store_scalar<A>(to + j * pass_.out_strides.w, from[j]);
+        } else {
+          scatter_run(from, to, pass_.out_strides.w, run.length);
+        }
       }
     }
   }
@@ -237,7 +244,8 @@ class PixelColumnsPass {
 
 /// Runs one pass. `bias` holds accumulators, or is null.
 template <class T, class A>
-void run_pixel_columns(const Pass& pass, const Parallel& parallel, const T* in, const T* filter, const A* bias, T* out) {
+void run_pixel_columns(const Pass& pass, const Parallel& parallel, const T* in, const T* filter, const A* bias,
+                       T* out) {
   PixelColumnsPass<T, A>(pass, in, filter, bias, out).run(parallel, filter);
 }
 

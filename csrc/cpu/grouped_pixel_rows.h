@@ -1,16 +1,16 @@
 // Forward pass and input gradient: a matrix product with output channels as columns.
 //
 //   rows    = pixels                          (broadcast from the input: no gathering, "implicit GEMM")
-//   columns = output channels of a group      (vectors; the filter turned to (t, c, m), in panels of kTileColumns channels)
+//   columns = output channels of a group      (vectors; the filter turned to (t, c, m), in panels of kTileColumns)
 //   depth   = taps x channels of a group
 //
-// First the filter is turned, once, by all threads. Then a task owns a rectangle of about 96 pixels of an image, one group
-// and some filter panels. It tabulates where each pixel's taps lie (grouped_pixel_table.h), and runs register tiles of 6
-// pixels. A panel of the filter is walked in blocks of at most 256 KB, which stay in L2 for all the pixels. Channels-last
-// output of the accumulator type is written from registers, other output through a tile of scratch.
+// First the filter is turned, once, by all threads. Then a task owns a rectangle of about 96 pixels of an image, one
+// group and some filter panels. It tabulates where each pixel's taps lie (grouped_pixel_table.h), and runs register
+// tiles of 6 pixels. A panel of the filter is walked in blocks of at most 256 KB, which stay in L2 for all the pixels.
+// Channels-last output of the accumulator type is written from registers, other output through a tile of scratch.
 //
-// Channels-last is this kernel's own layout; channels-first pays for turning input and output, (in + out) / 4 cycles a pixel
-// and channel, nothing next to a filter of several taps.
+// Channels-last is this kernel's own layout; channels-first pays for turning input and output, (in + out) / 4 cycles a
+// pixel and channel, nothing next to a filter of several taps.
 //
 // Limit: the multiply-add rate.
 #pragma once
@@ -60,9 +60,7 @@ class PixelRowsPass {
   static constexpr bool kSameType = std::is_same_v<T, A>;
 
   int64_t panel_columns(int64_t panel) const { return min(kColumns, pass_.out_channels - panel * kColumns); }
-  int64_t panel_pitch(int64_t panel) const {
-    return ceil_div(panel_columns(panel), Vec<A>::kWidth) * Vec<A>::kWidth;
-  }
+  int64_t panel_pitch(int64_t panel) const { return padded_columns<A>(panel_columns(panel)); }
 
   /// The filter as panels (group, panel, t, c, m): in place when its m are already contiguous, else turned in scratch.
   void prepare_filter(const Parallel& parallel, const T* filter) {
@@ -77,7 +75,7 @@ class PixelRowsPass {
       }
     }
     filter_panel_ = depth * kColumns;
-    filter_group_ = depth * ceil_div(pass_.out_channels, Vec<A>::kWidth) * Vec<A>::kWidth;
+    filter_group_ = depth * padded_columns<A>(pass_.out_channels);
     A* turned = scratch<A>(Slot::kFilter, pass_.groups * filter_group_);
     filter_ = turned;
     if (depth == 0) return;
@@ -115,7 +113,8 @@ class PixelRowsPass {
     }
     for (int64_t c = 0; c < channels; ++c) {
       for (int64_t t = 0; t < taps; ++t) {
-        copy_run(from + c * pass_.filter_c + pass_.taps[t].index, pass_.filter_m, to + (t * channels + c) * pitch, columns);
+        const T* source = from + c * pass_.filter_c + pass_.taps[t].index;
+        copy_run(source, pass_.filter_m, to + (t * channels + c) * pitch, columns);
       }
     }
   }

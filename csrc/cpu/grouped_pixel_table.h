@@ -58,8 +58,8 @@ class Rectangles {
   int64_t rows_, columns_, count_h_, count_w_;
 };
 
-/// The input that a rectangle reaches, as accumulators: pixel (h, w) of channel block b, counted from the first that the
-/// rectangle reaches, is at base + b * block_pitch + h * pitch_h + w * pitch_w.
+/// The input that a rectangle reaches, as accumulators: pixel (h, w) of channel block b, counted from the first that
+/// the rectangle reaches, is at base + b * block_pitch + h * pitch_h + w * pitch_w.
 template <class A>
 struct Band {
   const A* base;
@@ -86,8 +86,8 @@ class BandSource {
   int64_t tap_h(int64_t t) const { return pass_.taps[t].dh - h0_; }
   int64_t tap_w(int64_t t) const { return pass_.taps[t].dw - w0_; }
 
-  /// Copies input channels c0 .. c0 + channels in blocks of `block` channels to this thread's scratch at `slot`. In a last block of
-  /// fewer channels the others are left as they are.
+  /// Copies input channels c0 .. c0 + channels in blocks of `block` channels to this thread's scratch at `slot`. In a
+  /// last block of fewer channels the others are left as they are.
   Band<A> fill(const Rectangle& r, int64_t c0, int64_t channels, int64_t block, Slot slot) const {
     const int64_t h = r.p0 * pass_.step_h + h0_, height = (r.p1 - 1 - r.p0) * pass_.step_h + h1_ - h0_ + 1;
     const int64_t w = r.q0 * pass_.step_w + w0_, width = (r.q1 - 1 - r.q0) * pass_.step_w + w1_ - w0_ + 1;
@@ -226,8 +226,8 @@ class PixelTable {
   int64_t taps_merged_ = 1;
 };
 
-/// Writes a tile of a channels-first output: values(pixel, channel) with `pitch` between pixels, to `channels` channels at
-/// `out`, which is channel 0 of image 0.
+/// Writes a tile of a channels-first output: values(pixel, channel) with `pitch` between pixels, to `channels` channels
+/// at `out`, which is channel 0 of image 0.
 template <class T, class A>
 void store_planar(const Pass& pass, const Rectangle& r, const A* values, int64_t pitch, int64_t channels, T* out) {
   const Strides4& s = pass.out_strides;

@@ -14,16 +14,13 @@
 //   Vec<A>::load(p), v.store(p)            kWidth elements, no alignment needed
 //   Vec<A>::load(p, n), v.store(p, n)      the first n lanes, 0 <= n <= kWidth; the other lanes load as zero, and no
 //                                          byte outside the n elements is touched
-//   Vec<A>::load(p, lanes)                 the lanes of a set, Vec<A>::Lanes(bits): bit i for lane i; the others as above
-//   Vec<A>::kMasksAreFree                  whether loading a set of lanes is as fast as loading all of them
-//   a + b, a - b, a * b, a / b, a += b, fma(a, b, c) = a * b + c
-//   min(a, b), max(a, b)                   b if either is NaN, so max(limit, x) keeps a NaN of x
-//   less(a, b), select(mask, a, b)         lanewise a < b ? ...
-//   abs(a), round(a)                       to the nearest integer, ties to even
-//   exp2_of_integer(n)                     2^n for integral n in the normal range of A
-//   sum(v)                                 over the lanes, always in the same order
-//   even_lanes(a, b)                       lanes 0, 2, 4, ... of a followed by b
-//   interleave(a, b)                       in place: a|b becomes a0 b0 a1 b1 ...
+//   Vec<A>::load(p, lanes)                 the lanes of a set, Vec<A>::Lanes(bits): bit i for lane i; the others as
+//   above Vec<A>::kMasksAreFree                  whether loading a set of lanes is as fast as loading all of them a +
+//   b, a - b, a * b, a / b, a += b, fma(a, b, c) = a * b + c min(a, b), max(a, b)                   b if either is NaN,
+//   so max(limit, x) keeps a NaN of x less(a, b), select(mask, a, b)         lanewise a < b ? ... abs(a), round(a) to
+//   the nearest integer, ties to even exp2_of_integer(n)                     2^n for integral n in the normal range of
+//   A sum(v)                                 over the lanes, always in the same order even_lanes(a, b) lanes 0, 2, 4,
+//   ... of a followed by b interleave(a, b)                       in place: a|b becomes a0 b0 a1 b1 ...
 #pragma once
 
 #include "isa_prelude.h"
@@ -85,14 +82,10 @@ struct Types {
 template <class F>
 CNNEXT_INLINE void visit_dtype(DType dtype, const F& f) {
   switch (dtype) {
-    case DType::kFloat32:
-      return f(Types<float, float>{});
-    case DType::kFloat64:
-      return f(Types<double, double>{});
-    case DType::kFloat16:
-      return f(Types<Half, float>{});
-    case DType::kBFloat16:
-      return f(Types<BFloat16, float>{});
+    case DType::kFloat32: return f(Types<float, float>{});
+    case DType::kFloat64: return f(Types<double, double>{});
+    case DType::kFloat16: return f(Types<Half, float>{});
+    case DType::kBFloat16: return f(Types<BFloat16, float>{});
   }
 }
 

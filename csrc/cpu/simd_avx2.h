@@ -52,7 +52,9 @@ CNNEXT_INLINE __m128i narrow_bfloat16(__m256 v) {
   return _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
 }
 
-CNNEXT_INLINE __m128i narrow_half(__m256 v) { return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+CNNEXT_INLINE __m128i narrow_half(__m256 v) {
+  return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 
 template <>
 struct Vec<float> {
@@ -91,7 +93,9 @@ struct Vec<float> {
 
   CNNEXT_INLINE static Vec load(const float* p, Lanes lanes) { return _mm256_maskload_ps(p, lanes.mask); }
   CNNEXT_INLINE static Vec load(const Half* p, Lanes lanes) { return _mm256_cvtph_ps(load_words_set(p, lanes.bits)); }
-  CNNEXT_INLINE static Vec load(const BFloat16* p, Lanes lanes) { return widen_bfloat16(load_words_set(p, lanes.bits)); }
+  CNNEXT_INLINE static Vec load(const BFloat16* p, Lanes lanes) {
+    return widen_bfloat16(load_words_set(p, lanes.bits));
+  }
 
   CNNEXT_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
   CNNEXT_INLINE void store(float* p, int n) const { _mm256_maskstore_ps(p, first_lanes8(n), v); }

@@ -3,7 +3,9 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-CNNEXT_INLINE __mmask16 first_lanes16(int n) { return static_cast<__mmask16>(_bzhi_u32(0xffffu, static_cast<unsigned>(n))); }
+CNNEXT_INLINE __mmask16 first_lanes16(int n) {
+  return static_cast<__mmask16>(_bzhi_u32(0xffffu, static_cast<unsigned>(n)));
+}
 CNNEXT_INLINE __mmask8 first_lanes8(int n) { return static_cast<__mmask8>(_bzhi_u32(0xffu, static_cast<unsigned>(n))); }
 
 CNNEXT_INLINE __m512 widen_bfloat16(__m256i bits) {
@@ -21,7 +23,9 @@ CNNEXT_INLINE __m256i narrow_bfloat16(__m512 v) {
   return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
 }
 
-CNNEXT_INLINE __m256i narrow_half(__m512 v) { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+CNNEXT_INLINE __m256i narrow_half(__m512 v) {
+  return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 
 template <>
 struct Vec<float> {

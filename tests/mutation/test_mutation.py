@@ -1,0 +1,45 @@
+"""Every planted fault makes a kernel test fail; and every fault still fits the kernels."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from tests.mutation.__main__ import COMPILER, SOURCES, check_unchanged, try_fault
+from tests.mutation.faults import FAULTS, Fault
+
+DIRECTIONS = ("forward", "backward_input", "backward_weight")
+
+
+def _name(fault: Fault) -> str:
+    return f"{fault.file}-{fault.direction}-{fault.name}".replace(" ", "_")
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=_name)
+def test_faults_fit_the_kernels(fault: Fault) -> None:
+    text = (SOURCES / "cpu" / fault.file).read_text()
+    assert text.count(fault.old) == 1, "the kernel has changed: change the fault with it"
+    assert fault.old != fault.new
+
+
+def test_every_kernel_has_a_fault() -> None:
+    planted = {(fault.family, fault.direction) for fault in FAULTS}
+    assert planted == {
+        (family, direction) for family in ("depthwise", "grouped", "pointwise") for direction in DIRECTIONS
+    }
+    files = {path.name for path in (SOURCES / "cpu").glob("*.h") if path.name.startswith(("depthwise_", "grouped_"))}
+    assert files <= {fault.file for fault in FAULTS}, "a kernel file without a fault"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which(COMPILER) is None, reason="needs a C++ compiler")
+def test_kernels_without_a_fault_pass() -> None:
+    assert check_unchanged(FAULTS) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which(COMPILER) is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("fault", FAULTS, ids=_name)
+def test_faults_are_noticed(fault: Fault) -> None:
+    assert try_fault(fault) is None
