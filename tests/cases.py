@@ -169,6 +169,7 @@ GROUPED_CASES = (
     case("groups_of_2_dilated_s2", (2, 38, 11, 12), 38, 3, stride=2, padding=2, dilation=2, groups=19),
     case("groups_of_4_5x5", (1, 20, 9, 24), 20, 5, padding=2, groups=5),
     case("groups_of_8_s2", (1, 40, 13, 12), 40, 3, stride=2, padding=1, groups=5),
+    case("groups_of_4_beyond_one_task", (1, 12, 27, 25), 12, 3, padding=1, groups=3),
     case("dense_one_output_pixel", (1, 9, 3, 3), 7, 3),
     case("dense_two_output_pixels", (1, 5, 3, 4), 6, 3),
     case("dense_pixels_beyond_one_block", (1, 3, 37, 34), 4, 3, padding=1),
@@ -196,7 +197,7 @@ POINTWISE_CASES = (
     case("batch_5", (5, 8, 3, 3), 8, 1),
     case("few_pixels", (2, 35, 1, 2), 11, 1),
     case("one_pixel_one_image", (1, 70, 1, 1), 13, 1),
-    case("depth_beyond_one_block", (1, 1100, 4, 5), 6, 1),
+    case("depth_beyond_one_block", (1, 4200, 4, 4), 5, 1),
     case("pixels_beyond_one_block", (1, 5, 37, 34), 7, 1),
 )
 

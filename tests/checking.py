@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,15 @@ from tests.cases import (
     random_operands,
     with_size,
 )
-from tests.reference import assert_same_bits, assert_within, expect_forward, expect_gradients, upcast
+from tests.reference import (
+    Exact,
+    assert_same_bits,
+    assert_within,
+    expect_exact,
+    expect_forward,
+    expect_gradients,
+    upcast,
+)
 
 
 @dataclass(frozen=True)
@@ -73,16 +82,33 @@ def check_random_values(
         assert_within(result.grad_bias, expected.bias, "bias gradient")
 
 
-def check_integer_values(op: str, case: Case, dtype: torch.dtype, layout: str, backend: str | None = None) -> None:
-    """Forward and all gradients of small integers are right to the last bit."""
+@functools.lru_cache(maxsize=64)
+def exact_results(case: Case) -> Exact:
+    """What the integer operands of `case` give, in whatever dtype and layout."""
+    x, w, bias = integer_operands(case, torch.float64)
+    return expect_exact(case, random_grad(case, torch.float64, integers=True), x, w, bias)
+
+
+def _integer_problem(
+    case: Case, dtype: torch.dtype, layout: str
+) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor, Exact]:
+    """Operands, output gradient, and what they give."""
     x, w, bias = integer_operands(case, dtype)
     x, grad = LAYOUTS[layout](x), LAYOUTS[layout](random_grad(case, dtype, integers=True))
-    result = forward_and_backward(op, case, x, w, bias, grad, backend=backend)
-    assert_same_bits(result.output, expect_forward(case, x, w, bias).value, "forward")
-    expected = expect_gradients(case, grad, x, w, bias)
-    assert_same_bits(result.grad_input, expected.input.value, "input gradient")
-    assert_same_bits(result.grad_weight, expected.weight.value, "weight gradient")
-    assert_same_bits(result.grad_bias, expected.bias.value, "bias gradient")
+    changes_values = layout.endswith("expanded")
+    expected = expect_exact(case, grad, x, w, bias) if changes_values else exact_results(case)
+    return (x, w, bias), grad, expected
+
+
+def check_integer_values(op: str, case: Case, dtype: torch.dtype, layout: str, backend: str | None = None) -> None:
+    """Forward and all gradients of small integers are right to the last bit."""
+    operands, grad, expected = _integer_problem(case, dtype, layout)
+    result = forward_and_backward(op, case, *operands, grad, backend=backend)
+    assert_same_bits(result.output, expected.output, "forward")
+    assert_same_bits(result.grad_input, expected.grad_input, "input gradient")
+    assert_same_bits(result.grad_weight, expected.grad_weight, "weight gradient")
+    assert result.grad_bias is not None
+    assert_same_bits(result.grad_bias, expected.grad_bias, "bias gradient")
 
 
 def check_activation_kinks(op: str, case: Case, dtype: torch.dtype, layout: str, activation: str) -> None:
@@ -102,22 +128,20 @@ def check_activation_kinks(op: str, case: Case, dtype: torch.dtype, layout: str,
 
 def check_backward_ops(op: str, case: Case, dtype: torch.dtype, layout: str) -> None:
     """The gradient operators, called directly, are exact on integers and obey `channels_last` and `with_bias`."""
-    x, w, bias = integer_operands(case, dtype)
-    x, grad = LAYOUTS[layout](x), LAYOUTS[layout](random_grad(case, dtype, integers=True))
-    expected = expect_gradients(case, grad, x, w, bias)
+    (x, w, _), grad, expected = _integer_problem(case, dtype, layout)
     family = FAMILIES[op]
     geometry = (case.stride, case.padding, case.dilation, *((case.groups,) if family.has_groups else ()))
     for channels_last in (False, True):
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
         grad_input = family.backward_input(grad, w, x.shape, *geometry, channels_last)
         assert grad_input.is_contiguous(memory_format=memory_format)
-        assert_same_bits(grad_input, expected.input.value, "input gradient")
+        assert_same_bits(grad_input, expected.grad_input, "input gradient")
         for with_bias in (False, True):
             grad_weight, grad_bias = family.backward_weight(grad, x, w.shape, *geometry, with_bias, channels_last)
             assert grad_weight.is_contiguous(memory_format=memory_format)
-            assert_same_bits(grad_weight, expected.weight.value, "weight gradient")
+            assert_same_bits(grad_weight, expected.grad_weight, "weight gradient")
             if with_bias:
-                assert_same_bits(grad_bias, expected.bias.value, "bias gradient")
+                assert_same_bits(grad_bias, expected.grad_bias, "bias gradient")
             else:
                 assert grad_bias.shape == (0,)
 

@@ -137,7 +137,7 @@ def expect_gradients(
     """
     dtype = x.dtype
     grad64, x64, w64, bias64 = upcast(grad_output), upcast(x), upcast(w), upcast(bias)
-    grad_error = torch.zeros_like(grad64)
+    grad_error = None
     if activation is not None:
         before = F.conv2d(x64, w64, bias64, **_geometry(case)).requires_grad_()
         (slope,) = torch.autograd.grad(activate(before, activation).sum(), before)
@@ -150,7 +150,7 @@ def expect_gradients(
         grad64 = grad64 * slope
     values = _gradients(case, grad64, x64, w64)
     magnitudes = _gradients(case, grad64.abs(), x64.abs(), w64.abs())
-    carried = _gradients(case, grad_error, x64.abs(), w64.abs())
+    carried = (0.0,) * 3 if grad_error is None else _gradients(case, grad_error, x64.abs(), w64.abs())
     taps = w64.shape[2] * w64.shape[3]
     pixels = grad64.shape[0] * grad64.shape[2] * grad64.shape[3]
     depths = (w64.shape[0] // case.groups * taps, pixels, pixels)
@@ -160,6 +160,24 @@ def expect_gradients(
             for value, magnitude, depth, error in zip(values, magnitudes, depths, carried, strict=True)
         )
     )
+
+
+@dataclass(frozen=True)
+class Exact:
+    """What operands give whose every product and sum is exact: float64 values, to be rounded once."""
+
+    output: torch.Tensor
+    grad_input: torch.Tensor
+    grad_weight: torch.Tensor
+    grad_bias: torch.Tensor
+
+
+def expect_exact(
+    case: Case, grad_output: torch.Tensor, x: torch.Tensor, w: torch.Tensor, bias: torch.Tensor | None
+) -> Exact:
+    """Output and gradients of integer-valued operands."""
+    grad64, x64, w64, bias64 = upcast(grad_output), upcast(x), upcast(w), upcast(bias)
+    return Exact(F.conv2d(x64, w64, bias64, **_geometry(case)), *_gradients(case, grad64, x64, w64))
 
 
 def _worst(actual: torch.Tensor, expected: torch.Tensor, excess: torch.Tensor, what: str) -> str:

@@ -1,5 +1,5 @@
-// The CUDA implementations of cnnext's operators: checks, allocation, and the launch of a kernel from csrc/cuda on torch's
-// current stream. Operators without an implementation here run on ATen (cnnext/ops.py).
+// The CUDA implementations of cnnext's operators: checks, allocation, and the launch of a kernel from csrc/cuda on
+// torch's current stream. Operators without an implementation here run on ATen (cnnext/ops.py).
 #include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
 

@@ -97,8 +97,8 @@ ConvParams make_params(Family family, const Dims4& input, const Dims4& weight, c
   STD_TORCH_CHECK(K % groups == 0, "Given groups=", groups, ", expected weight to be divisible by ", groups,
                   " at dimension 0, but got weight of size [", to_string(weight), "] instead");
   STD_TORCH_CHECK(C == channels_per_group * groups, "Given groups=", groups, ", weight of size ", to_string(weight),
-                  ", expected input", to_string(input), " to have ", channels_per_group * groups,
-                  " channels, but got ", C, " channels instead");
+                  ", expected input", to_string(input), " to have ", channels_per_group * groups, " channels, but got ",
+                  C, " channels instead");
   STD_TORCH_CHECK(R > 0 && S > 0, "kernel size should be greater than zero, but got kernel_height: ", R,
                   " kernel_width: ", S);
   STD_TORCH_CHECK(family != Family::kPointwise || (R == 1 && S == 1),
@@ -108,8 +108,8 @@ ConvParams make_params(Family family, const Dims4& input, const Dims4& weight, c
   STD_TORCH_CHECK(padded_h >= span_h && padded_w >= span_w, "Calculated padded input size per channel: (", padded_h,
                   " x ", padded_w, "). Kernel size: (", span_h, " x ", span_w,
                   "). Kernel size can't be greater than actual input size");
-  STD_TORCH_CHECK(C > 0 && H > 0 && W > 0, "Only zero batch or zero channel inputs are supported, but got input shape: ",
-                  to_string(input));
+  STD_TORCH_CHECK(C > 0 && H > 0 && W > 0,
+                  "Only zero batch or zero channel inputs are supported, but got input shape: ", to_string(input));
   ConvParams params{};
   params.N = N, params.C = C, params.H = H, params.W = W;
   params.K = K, params.R = R, params.S = S;
@@ -137,15 +137,14 @@ void check_like(const Tensor& tensor, const char* what, const Tensor& reference)
                       tensor.get_device_index() == reference.get_device_index(),
                   "Expected all tensors to be on the same device, but ", what, " is on another");
   STD_TORCH_CHECK(tensor.scalar_type() == reference.scalar_type(), "Expected all tensors to have the same dtype, but ",
-                  what, " has ", dtype_name(tensor.scalar_type()), " instead of ",
-                  dtype_name(reference.scalar_type()));
+                  what, " has ", dtype_name(tensor.scalar_type()), " instead of ", dtype_name(reference.scalar_type()));
 }
 
 void check_grad_output(const Tensor& grad_output, const ConvParams& params) {
   check_4d(grad_output, "grad_output");
   const Dims4 expected{params.N, params.K, params.P, params.Q};
-  STD_TORCH_CHECK(sizes_of(grad_output) == expected, "expected grad_output of size ", to_string(expected),
-                  ", but got ", to_string(sizes_of(grad_output)));
+  STD_TORCH_CHECK(sizes_of(grad_output) == expected, "expected grad_output of size ", to_string(expected), ", but got ",
+                  to_string(sizes_of(grad_output)));
 }
 
 DType dtype_of(const Tensor& tensor) {
@@ -167,8 +166,8 @@ Tensor empty_dense(const Dims4& sizes, Layout layout, const Tensor& like) {
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, sizes.data(), strides.data(), dtype, device_type,
-                                                         like.get_device_index(), &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(4, sizes.data(), strides.data(), dtype, device_type, like.get_device_index(), &handle));
   return Tensor(handle);
 }
 

@@ -51,7 +51,8 @@ Layout output_layout(const Tensor& input, const Tensor& weight);
 constexpr int64_t kDepthwiseGroups = -1;
 
 /// Params of the problem without strides, layout and dtype. Throws what F.conv2d throws for the same sizes.
-ConvParams make_params(Family family, const Dims4& input, const Dims4& weight, const Geometry& geometry, int64_t groups);
+ConvParams make_params(Family family, const Dims4& input, const Dims4& weight, const Geometry& geometry,
+                       int64_t groups);
 
 /// An operator's list of 4 sizes.
 Dims4 make_dims(const IntList& list, const char* what);
@@ -89,7 +90,8 @@ struct ForwardCall {
   Tensor output;
 };
 
-/// Checks the arguments of a forward operator and allocates its output. With an empty batch there is nothing to compute.
+/// Checks the arguments of a forward operator and allocates its output. With an empty batch there is nothing to
+/// compute.
 ForwardCall prepare_forward(Family family, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                             const Geometry& geometry, int64_t groups, int64_t activation);
 

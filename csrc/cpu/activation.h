@@ -72,21 +72,16 @@ CNNEXT_INLINE RawFloats mish_float(RawFloats x) {
 
 CNNEXT_INLINE RawFloats activate_smooth_lanes(RawFloats x, Activation a) {
   switch (a) {
-    case Activation::kSigmoid:
-      return sigmoid_float(x);
-    case Activation::kTanh:
-      return tanh_float(x);
-    case Activation::kMish:
-      return mish_float(x);
-    default:
-      return x * sigmoid_float(x);
+    case Activation::kSigmoid: return sigmoid_float(x);
+    case Activation::kTanh: return tanh_float(x);
+    case Activation::kMish: return mish_float(x);
+    default: return x * sigmoid_float(x);
   }
 }
 
 inline double activate_smooth_lane(double x, Activation a) {
   switch (a) {
-    case Activation::kTanh:
-      return ::tanh(x);
+    case Activation::kTanh: return ::tanh(x);
     case Activation::kMish: {
       const double e = ::exp(x > 40.0 ? 40.0 : x);
       const double q = e * (e + 2.0);
@@ -121,18 +116,12 @@ template <class V>
 CNNEXT_INLINE V activate(V v, Activation a) {
   using A = typename V::Scalar;
   switch (a) {
-    case Activation::kNone:
-      return v;
-    case Activation::kRelu:
-      return max(V::zero(), v);
-    case Activation::kRelu6:
-      return min(V(A(6)), max(V::zero(), v));
-    case Activation::kLeakyRelu:
-      return select(less(V::zero(), v), v, v * V(A(0.01)));
-    case Activation::kHardswish:
-      return v * min(V(A(6)), max(V::zero(), v + V(A(3)))) / V(A(6));
-    default:
-      break;
+    case Activation::kNone: return v;
+    case Activation::kRelu: return max(V::zero(), v);
+    case Activation::kRelu6: return min(V(A(6)), max(V::zero(), v));
+    case Activation::kLeakyRelu: return select(less(V::zero(), v), v, v * V(A(0.01)));
+    case Activation::kHardswish: return v * min(V(A(6)), max(V::zero(), v + V(A(3)))) / V(A(6));
+    default: break;
   }
   V result = v;
   activate_smooth(&result, a);

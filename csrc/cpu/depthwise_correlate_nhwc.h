@@ -17,12 +17,12 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
-/// Pixels of a row held in registers. MobileNet's rows (7, 14, ... 112) are multiples of 7, and 7 accumulators leave room
-/// for the sources of a 3-wide filter in 16 registers.
+/// Pixels of a row held in registers. MobileNet's rows (7, 14, ... 112) are multiples of 7, and 7 accumulators leave
+/// room for the sources of a 3-wide filter in 16 registers.
 constexpr int kTile = 7;
 
-/// Output rows computed together, o = 0 .. kOutRows: a source row that two of them need is then loaded once. Two need 32
-/// registers.
+/// Output rows computed together, o = 0 .. kOutRows: a source row that two of them need is then loaded once. Two need
+/// 32 registers.
 constexpr int kOutRows = Vec<float>::kWidth == 16 ? 2 : 1;
 
 /// One source row, and its weights for each output row: tap l, channel c at weights[o][taps[l].weight + c], readable up

@@ -37,10 +37,10 @@ struct GemmTile {
   int64_t a_offset;   // added to every a, in elements
   int64_t a_step, b_step;
   int64_t segments, depth;
-  A* const* c;      // (rows)
-  int columns;      // 1 .. kTileColumns
-  bool accumulate;  // c0 is what c holds, else 0
-  bool finish;      // add the bias and apply the activation
+  A* const* c;           // (rows)
+  int columns;           // 1 .. kTileColumns
+  bool accumulate;       // c0 is what c holds, else 0
+  bool finish;           // add the bias and apply the activation
   const A* row_bias;     // (rows) or null
   const A* column_bias;  // (columns) or null
   Activation activation;
@@ -147,8 +147,8 @@ struct GemmTileKernels {
 /// Kernel of (rows, vectors, half) at ((rows - 1) * kTileVectors + vectors - 1) * 2 + half.
 template <class A, size_t... kIndex>
 constexpr GemmTileKernels<A> gemm_tile_kernels(std::index_sequence<kIndex...>) {
-  return {{gemm_tile_kernel<A, kIndex / 2 / kTileVectors + 1, kIndex / 2 % kTileVectors + 1,
-                            kHasHalf && kIndex % 2 == 1>...}};
+  return {{gemm_tile_kernel < A, kIndex / 2 / kTileVectors + 1, kIndex / 2 % kTileVectors + 1,
+           kHasHalf && kIndex % 2 == 1 > ...}};
 }
 
 /// Columns of a panel that `columns` columns need: what the kernel reads of b.

@@ -28,8 +28,8 @@ template <class T, class A>
 void run_pass(const Pass& pass, Layout layout, const Parallel& parallel, const T* in, const T* filter, const A* bias,
               T* out) {
   // Channels-first with one tap already has its columns in place; with more, gathering costs more than turning.
-  const bool columns = layout == Layout::kNHWC ? pass.pixels() < kFewPixels
-                                               : pass.num_taps <= 1 || pass.pixels() < kFewPixelsPlanar;
+  const bool columns =
+      layout == Layout::kNHWC ? pass.pixels() < kFewPixels : pass.num_taps <= 1 || pass.pixels() < kFewPixelsPlanar;
   if (FewPixelsPass<T, A>::takes(pass)) {
     FewPixelsPass<T, A>(pass, filter, bias, out).run(parallel, in);
   } else if (NarrowPass<T, A>::takes(pass) && pass.pixels() >= kFewPixels) {

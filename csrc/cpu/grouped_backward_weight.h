@@ -126,8 +126,20 @@ class WeightGradient {
         clip(dw, p_.stride_w, p_.W, q_begin, q_end);
       }
       const int64_t segments = q_begin < q_end ? max(0, p_end - p_begin) : 0;
-      GemmTile<A> tile{a_rows, b_rows, 0, dy.w, merged_ ? x.w : x.w * p_.stride_w, segments, q_end - q_begin, c_rows, 0,
-                       accumulate, false, nullptr, nullptr, Activation::kNone};
+      GemmTile<A> tile{a_rows,
+                       b_rows,
+                       0,
+                       dy.w,
+                       merged_ ? x.w : x.w * p_.stride_w,
+                       segments,
+                       q_end - q_begin,
+                       c_rows,
+                       0,
+                       accumulate,
+                       false,
+                       nullptr,
+                       nullptr,
+                       Activation::kNone};
       for (int64_t k = 0; k < rows; k += kTileRows) {
         const int tile_rows = static_cast<int>(min(kTileRows, rows - k));
         for (int64_t s = 0; s < segments; ++s) {

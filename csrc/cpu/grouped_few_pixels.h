@@ -2,8 +2,8 @@
 // matrix times a few vectors.
 //
 // The inputs of every pixel are gathered once, (pixel, c, t), in the order of the filter's rows. A task owns some
-// output channels: for 4 filter rows at a time it walks the depth in vectors, each loaded once for 4 pixels, and adds the
-// lanes up at the end. 16-bit filters are converted as they are loaded.
+// output channels: for 4 filter rows at a time it walks the depth in vectors, each loaded once for 4 pixels, and adds
+// the lanes up at the end. 16-bit filters are converted as they are loaded.
 //
 // Limit: reading the filter once.
 #pragma once
@@ -76,17 +76,10 @@ class FewPixelsPass {
       const A* x = gathered_ + (group * pixels + i) * pitch_;
       const int64_t count = min(kFewPixelColumns, pixels - i);
       switch (count) {
-        case 1:
-          multiply<1>(w, x, depth, sums);
-          break;
-        case 2:
-          multiply<2>(w, x, depth, sums);
-          break;
-        case 3:
-          multiply<3>(w, x, depth, sums);
-          break;
-        default:
-          multiply<4>(w, x, depth, sums);
+        case 1: multiply<1>(w, x, depth, sums); break;
+        case 2: multiply<2>(w, x, depth, sums); break;
+        case 3: multiply<3>(w, x, depth, sums); break;
+        default: multiply<4>(w, x, depth, sums);
       }
       for (int64_t j = 0; j < count; ++j) store_pixel(i + j, group * pass_.out_channels + m0, rows, sums[j]);
     }

@@ -171,10 +171,8 @@ class NarrowPass {
 
   void run_tile(const A* const* in, const int64_t* tap_offsets, const A* filter, Vec<A> bias, A* const* out) const {
     switch (pass_.in_channels) {
-      case 1:
-        return tile<1>(in, tap_offsets, filter, bias, out);
-      case 2:
-        return tile<2>(in, tap_offsets, filter, bias, out);
+      case 1: return tile<1>(in, tap_offsets, filter, bias, out);
+      case 2: return tile<2>(in, tap_offsets, filter, bias, out);
       case 4:
         if constexpr (kWidth > 4) return tile<4>(in, tap_offsets, filter, bias, out);
         break;

@@ -93,10 +93,8 @@ class NarrowWeightGradient {
   void add_taps(const Rectangle& r, const Band<A>& x, const Band<A>& dy, const int64_t* offsets, int64_t taps,
                 A* sums) const {
     switch (pass_.in_channels) {
-      case 1:
-        return add_taps_of_group<1>(r, x, dy, offsets, taps, sums);
-      case 2:
-        return add_taps_of_group<2>(r, x, dy, offsets, taps, sums);
+      case 1: return add_taps_of_group<1>(r, x, dy, offsets, taps, sums);
+      case 2: return add_taps_of_group<2>(r, x, dy, offsets, taps, sums);
       case 4:
         if constexpr (kWidth > 4) return add_taps_of_group<4>(r, x, dy, offsets, taps, sums);
         break;

@@ -68,8 +68,8 @@ inline Pass forward_pass(const ConvParams& p) {
       taps[r * p.S + s] = {r * p.dilation_h - p.pad_h, s * p.dilation_w - p.pad_w, r * p.S + s};
     }
   }
-  Pass pass{p.N,         p.groups,    cg,   kg, p.H,          p.W,     p.P, p.Q,  p.stride_h,  p.stride_w,
-            p.x_strides, p.y_strides, taps, rs, kg * cg * rs, cg * rs, rs,  true, true, p.activation};
+  Pass pass{p.N,         p.groups,    cg,   kg, p.H,          p.W,     p.P, p.Q,  p.stride_h, p.stride_w,
+            p.x_strides, p.y_strides, taps, rs, kg * cg * rs, cg * rs, rs,  true, true,       p.activation};
   flatten(pass);
   return pass;
 }

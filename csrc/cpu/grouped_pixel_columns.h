@@ -80,7 +80,7 @@ class PixelColumnsPass {
     int64_t index = -1;
     int columns = 0, num_runs = 0;
     PixelRun runs[kColumns];
-    TapRun* tap_runs;      // those of tap t are [tap_begin[t], tap_begin[t + 1])
+    TapRun* tap_runs;  // those of tap t are [tap_begin[t], tap_begin[t + 1])
     int64_t* tap_begin;
   };
 
@@ -198,8 +198,20 @@ class PixelColumnsPass {
     const A* a_rows[kTileRows];
     A* c_rows[kTileRows];
     const A* const b_rows = b;
-    GemmTile<A> tile{a_rows, &b_rows, 0, filter_step_,  kColumns, taps == 0 ? 0 : 1, 0, c_rows,
-                     direct ? panel.columns : kColumns, false, false, nullptr, nullptr, pass_.activation};
+    GemmTile<A> tile{a_rows,
+                     &b_rows,
+                     0,
+                     filter_step_,
+                     kColumns,
+                     taps == 0 ? 0 : 1,
+                     0,
+                     c_rows,
+                     direct ? panel.columns : kColumns,
+                     false,
+                     false,
+                     nullptr,
+                     nullptr,
+                     pass_.activation};
     for (int64_t c0 = 0; c0 < pass_.in_channels; c0 += channel_block_) {
       const int64_t channels = min(channel_block_, pass_.in_channels - c0);
       gather(panel, in + c0 * pass_.in_strides.c, channels, b);

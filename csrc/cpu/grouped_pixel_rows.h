@@ -141,8 +141,20 @@ class PixelRowsPass {
         }
       }
       const int64_t step = filter_step_ != 0 ? filter_step_ : panel_pitch(panel);
-      GemmTile<A> tile{nullptr, b_rows, 0, 1, step, 0, 0, nullptr, static_cast<int>(columns), false, false, nullptr,
-                       bias_ == nullptr ? nullptr : bias_ + first, pass_.activation};
+      GemmTile<A> tile{nullptr,
+                       b_rows,
+                       0,
+                       1,
+                       step,
+                       0,
+                       0,
+                       nullptr,
+                       static_cast<int>(columns),
+                       false,
+                       false,
+                       nullptr,
+                       bias_ == nullptr ? nullptr : bias_ + first,
+                       pass_.activation};
       sweep(tile, filter_ + group * filter_group_ + panel * filter_panel_, pixels, a_rows, c_rows, b_rows);
       if (direct) continue;
       if (planar_) {

@@ -69,8 +69,7 @@ struct Band {
 template <class T, class A>
 class BandSource {
  public:
-  BandSource(const Pass& pass, Layout layout, const T* in)
-      : pass_(pass), in_(in), planar_(layout == Layout::kNCHW) {
+  BandSource(const Pass& pass, Layout layout, const T* in) : pass_(pass), in_(in), planar_(layout == Layout::kNCHW) {
     if (pass.num_taps == 0) return;
     h0_ = w0_ = INT64_MAX;
     h1_ = w1_ = INT64_MIN;

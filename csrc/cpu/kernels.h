@@ -1,7 +1,7 @@
 // Entry points of the CPU kernels: plain C++, no torch.
 //
-// Every kernel exists once per instruction set. The sources in isa/ compile the same text for each; `kernels()` picks the
-// best that this machine runs, once.
+// Every kernel exists once per instruction set. The sources in isa/ compile the same text for each; `kernels()` picks
+// the best that this machine runs, once.
 #pragma once
 
 #include "../conv_params.h"

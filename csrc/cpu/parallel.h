@@ -7,8 +7,9 @@ namespace cnnext::cpu {
 
 /// Splits [begin, end) into contiguous chunks of at least `grain` and runs them on a pool of threads.
 ///
-/// NOTE: which thread runs which chunk, and how many chunks there are, depends on the pool. A kernel stays deterministic
-/// by giving each output to exactly one index and by reducing in an order that follows from the problem alone.
+/// NOTE: which thread runs which chunk, and how many chunks there are, depends on the pool. A kernel stays
+/// deterministic by giving each output to exactly one index and by reducing in an order that follows from the problem
+/// alone.
 class Parallel {
  public:
   using Body = void (*)(int64_t begin, int64_t end, void* context);

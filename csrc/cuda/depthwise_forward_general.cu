@@ -1,13 +1,14 @@
 // Depthwise convolution, forward, for any problem.
 //
 //   y[n, k, p, q] = activation(bias[k] + sum over r, s of
-//                              x[n, k / m, p * stride_h - pad_h + r * dilation_h, q * stride_w - pad_w + s * dilation_w]
+//                              x[n, k / m, p * stride_h - pad_h + r * dilation_h, q * stride_w - pad_w + s *
+//                              dilation_w]
 //                              * w[k, r, s]),   m = K / C the channel multiplier, x = 0 outside the image
 //
-// A thread owns one output at a time. Neighbouring threads own neighbouring elements of y in memory (q in NCHW, k in NHWC),
-// so loads of x and stores of y are coalesced in both layouts. Every filter size, stride, dilation, dtype and set of strides
-// runs here; there is no reuse of x beyond the cache, so this is the kernel of last resort and not bound by memory: it issues
-// one load of x a tap.
+// A thread owns one output at a time. Neighbouring threads own neighbouring elements of y in memory (q in NCHW, k in
+// NHWC), so loads of x and stores of y are coalesced in both layouts. Every filter size, stride, dilation, dtype and
+// set of strides runs here; there is no reuse of x beyond the cache, so this is the kernel of last resort and not bound
+// by memory: it issues one load of x a tap.
 #include "element.h"
 #include "kernels.h"
 #include "launch_config.h"

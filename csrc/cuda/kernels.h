@@ -1,5 +1,5 @@
-// Entry points of the CUDA kernels: plain C++, no torch. Each launches on `stream` and returns without waiting; the caller
-// checks cudaGetLastError.
+// Entry points of the CUDA kernels: plain C++, no torch. Each launches on `stream` and returns without waiting; the
+// caller checks cudaGetLastError.
 #pragma once
 
 #include "../conv_params.h"

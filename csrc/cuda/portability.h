@@ -1,5 +1,5 @@
-// What a kernel file may use beyond plain CUDA C++, so that the same text is compiled by nvcc for a GPU and by g++ for the
-// tests. Under nvcc each name is the one construct it stands for; under g++ tests/emulator/emulator.h defines it.
+// What a kernel file may use beyond plain CUDA C++, so that the same text is compiled by nvcc for a GPU and by g++ for
+// the tests. Under nvcc each name is the one construct it stands for; under g++ tests/emulator/emulator.h defines it.
 #pragma once
 
 #ifdef __CUDACC__

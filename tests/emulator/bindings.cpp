@@ -20,8 +20,9 @@ PYBIND11_MODULE(CNNEXT_EMULATOR_MODULE, m) {
       .value("float16", cnnext::DType::kFloat16)
       .value("bfloat16", cnnext::DType::kBFloat16);
   py::enum_<cnnext::Layout>(m, "Layout").value("nchw", cnnext::Layout::kNCHW).value("nhwc", cnnext::Layout::kNHWC);
-  py::class_<cnnext::Strides4>(m, "Strides4")
-      .def(py::init([](int64_t n, int64_t c, int64_t h, int64_t w) { return cnnext::Strides4{n, c, h, w}; }));
+  py::class_<cnnext::Strides4>(m, "Strides4").def(py::init([](int64_t n, int64_t c, int64_t h, int64_t w) {
+    return cnnext::Strides4{n, c, h, w};
+  }));
   py::class_<ConvParams>(m, "ConvParams")
       .def(py::init<>())
       .def_readwrite("N", &ConvParams::N)
@@ -54,8 +55,8 @@ PYBIND11_MODULE(CNNEXT_EMULATOR_MODULE, m) {
       .def("__repr__", &cnnext::cuda::LaunchConfig::to_string);
   m.def("plan_depthwise_forward_general", &cnnext::cuda::plan_depthwise_forward_general);
 
-  m.def("depthwise_forward_general", [](const ConvParams& params, std::uintptr_t x, std::uintptr_t w,
-                                        std::uintptr_t bias, std::uintptr_t y) {
-    cnnext::cuda::depthwise_forward_general(params, pointer(x), pointer(w), pointer(bias), pointer(y), nullptr);
-  });
+  m.def("depthwise_forward_general",
+        [](const ConvParams& params, std::uintptr_t x, std::uintptr_t w, std::uintptr_t bias, std::uintptr_t y) {
+          cnnext::cuda::depthwise_forward_general(params, pointer(x), pointer(w), pointer(bias), pointer(y), nullptr);
+        });
 }

@@ -1,7 +1,8 @@
 // CUDA on the CPU, for kernels whose threads do not talk to each other: no shared memory, barriers or warp collectives.
 //
-// Included by csrc/cuda/portability.h when the compiler is not nvcc. The types and conversions of half and bfloat16 come from
-// CUDA's own headers, which compile as plain C++. A launch runs every thread of the grid to its end, one after the other.
+// Included by csrc/cuda/portability.h when the compiler is not nvcc. The types and conversions of half and bfloat16
+// come from CUDA's own headers, which compile as plain C++. A launch runs every thread of the grid to its end, one
+// after the other.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -7,8 +7,8 @@
 #endif
 #define CNNEXT_ISA avx2
 #define CNNEXT_AVX2 1
-#include "../pointwise.h"
 #include "../grouped.h"
+#include "../pointwise.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #endif

@@ -1,4 +1,4 @@
 #include "../isa_prelude.h"
 #define CNNEXT_ISA baseline
-#include "../pointwise.h"
 #include "../grouped.h"
+#include "../pointwise.h"
