@@ -256,16 +256,19 @@ def _make_call(
         input = input.unsqueeze(0)
     if isinstance(padding, str):
         input, padding = _numeric_padding(input, weight, stride, padding, dilation)
-    # The operators take lists only.
-    if isinstance(stride, int):
-        stride = (stride, stride)
-    if isinstance(padding, int):
-        padding = (padding, padding)
-    if isinstance(dilation, int):
-        dilation = (dilation, dilation)
     if family == "depthwise":
         groups = input.size(1)
-    return ConvCall(family, input, weight, bias, stride, padding, dilation, groups, _ACTIVATION_INDEX[activation])
+    return ConvCall(
+        family,
+        input,
+        weight,
+        bias,
+        _as_pair(stride),
+        _as_pair(padding),
+        _as_pair(dilation),
+        groups,
+        _ACTIVATION_INDEX[activation],
+    )
 
 
 def _numeric_padding(
@@ -284,10 +287,13 @@ def _numeric_padding(
     return input, (total_h // 2, total_w // 2)
 
 
+def _as_pair(value: int | Sequence[int]) -> Sequence[int]:
+    """The operators take lists only. NOTE: a bool is no number here, as for F.conv2d."""
+    return (value, value) if type(value) is int else value  # type: ignore[return-value]
+
+
 def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    first, *rest = value
+    first, *rest = _as_pair(value)
     return first, rest[0] if rest else first
 
 
