@@ -76,8 +76,10 @@ std::tuple<Tensor, Tensor> backward_weight(Family family, const Tensor& grad_out
   check_grad_output(grad_output, params);
   params.dtype = dtype_of(input);
   params.layout = suggested_layout(sizes_of(input), strides_of(input));
-  // The kernel writes a contiguous filter; with one channel a group or 1x1 filters that is channels_last as well.
-  Tensor grad_weight = empty_dense(weight_dims, Layout::kNCHW, input);
+  // The kernel writes a contiguous filter. With one channel a group, or one tap, that is channels_last as well.
+  const bool reorder = channels_last && weight_dims[1] > 1 && params.R * params.S > 1;
+  const Layout written_layout = channels_last && !reorder ? Layout::kNHWC : Layout::kNCHW;
+  Tensor grad_weight = empty_dense(weight_dims, written_layout, input);
   Tensor grad_bias = empty_1d(with_bias ? params.K : 0, input);
   if (params.N == 0) {
     torch::stable::zero_(grad_weight);
@@ -91,7 +93,7 @@ std::tuple<Tensor, Tensor> backward_weight(Family family, const Tensor& grad_out
                                        grad_weight.mutable_data_ptr(),
                                        with_bias ? grad_bias.mutable_data_ptr() : nullptr);
   }
-  if (channels_last) {
+  if (reorder) {
     Tensor reordered = empty_dense(weight_dims, Layout::kNHWC, input);
     torch::stable::copy_(reordered, grad_weight);
     grad_weight = reordered;
