@@ -130,6 +130,26 @@ DEPTHWISE_CASES = (
     _depthwise("pixels_beyond_one_part_5x5", (2, 17, 25, 24), 5, padding=2),
 )
 
+# Sizes on the edges of the CUDA kernels' tiles, vectors and grids.
+DEPTHWISE_CUDA_CASES = (
+    _depthwise("cuda_64_channels", (1, 64, 9, 17), 3, padding=1),
+    _depthwise("cuda_64_channels_s2", (2, 64, 17, 10), 3, stride=2, padding=1),
+    _depthwise("cuda_8_channels", (2, 8, 16, 16), 3, padding=1),
+    _depthwise("cuda_72_channels_unpadded", (1, 72, 10, 7), 3),
+    _depthwise("cuda_5x5", (1, 40, 15, 13), 5, padding=2),
+    _depthwise("cuda_5x5_s2", (2, 24, 14, 14), 5, stride=2, padding=2),
+    _depthwise("cuda_7x7", (1, 24, 14, 15), 7, padding=3),
+    _depthwise("cuda_7x7_s2", (1, 16, 15, 14), 7, stride=2, padding=3),
+    _depthwise("cuda_wide_row", (1, 8, 3, 113), 3, padding=1),
+    _depthwise("cuda_wide_row_s2", (1, 8, 5, 112), 3, stride=2, padding=1),
+    _depthwise("cuda_tall", (1, 16, 57, 3), 3, padding=1),
+    _depthwise("cuda_7x7_planes", (3, 24, 7, 7), 3, padding=1),
+    _depthwise("cuda_one_image_one_plane", (1, 1, 28, 28), 3, padding=1),
+    _depthwise("cuda_padding_beyond_filter", (1, 16, 6, 7), 3, padding=(4, 3)),
+    _depthwise("cuda_padding_uneven_s2", (1, 16, 9, 8), 3, stride=2, padding=(0, 2)),
+    _depthwise("cuda_image_of_one_row_s2", (1, 16, 1, 9), 3, stride=2, padding=1),
+)
+
 GROUPED_CASES = (
     case("one_pixel", (1, 1, 1, 1), 1, 1),
     case("dense_stem", (2, 3, 17, 15), 8, 3, stride=2, padding=1),
@@ -210,7 +230,7 @@ CASES: dict[str, tuple[Case, ...]] = {
 
 def by_name(op: str, *names: str) -> tuple[Case, ...]:
     """The named cases of `op`, in the order of the names."""
-    known = {entry.name: entry for entry in CASES[op]}
+    known = {entry.name: entry for entry in CASES[op] + (DEPTHWISE_CUDA_CASES if op == "depthwise" else ())}
     return tuple(known[name] for name in names)
 
 

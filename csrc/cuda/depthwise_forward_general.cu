@@ -51,27 +51,28 @@ __global__ void __launch_bounds__(256)
                to_accumulator(filter[r * params.S + s]);
       }
     }
-    store(y + n * params.y_strides.n + k * params.y_strides.c + p * params.y_strides.h + q * params.y_strides.w,
-          activate(sum, params.activation));
+    round_to(y[n * params.y_strides.n + k * params.y_strides.c + p * params.y_strides.h + q * params.y_strides.w],
+             activate(sum, params.activation));
   }
 }
 
 template <class T>
-void run(const ConvParams& params, const void* x, const void* w, const void* bias, void* y, Stream stream) {
-  const LaunchConfig config = plan_depthwise_forward_general(params);
-  launch(depthwise_forward_general_kernel<T>, dim3(static_cast<unsigned>(config.blocks)), dim3(config.threads), stream,
-         params, static_cast<const T*>(x), static_cast<const T*>(w), static_cast<const T*>(bias), static_cast<T*>(y));
+void run(const ConvParams& params, const LaunchConfig& config, const void* x, const void* w, const void* bias, void* y,
+         Stream stream) {
+  launch(depthwise_forward_general_kernel<T>, dim3(static_cast<unsigned>(config.grid[0])), dim3(config.block[0]), 0,
+         stream, params, static_cast<const T*>(x), static_cast<const T*>(w), static_cast<const T*>(bias),
+         static_cast<T*>(y));
 }
 
 }  // namespace
 
-void depthwise_forward_general(const ConvParams& params, const void* x, const void* w, const void* bias, void* y,
-                               Stream stream) {
+void depthwise_forward_general(const ConvParams& params, const LaunchConfig& config, const void* x, const void* w,
+                               const void* bias, void* y, Stream stream) {
   switch (params.dtype) {
-    case DType::kFloat32: return run<float>(params, x, w, bias, y, stream);
-    case DType::kFloat64: return run<double>(params, x, w, bias, y, stream);
-    case DType::kFloat16: return run<__half>(params, x, w, bias, y, stream);
-    case DType::kBFloat16: return run<__nv_bfloat16>(params, x, w, bias, y, stream);
+    case DType::kFloat32: return run<float>(params, config, x, w, bias, y, stream);
+    case DType::kFloat64: return run<double>(params, config, x, w, bias, y, stream);
+    case DType::kFloat16: return run<__half>(params, config, x, w, bias, y, stream);
+    case DType::kBFloat16: return run<__nv_bfloat16>(params, config, x, w, bias, y, stream);
   }
 }
 

@@ -1,8 +1,9 @@
 // Entry points of the CUDA kernels: plain C++, no torch. Each launches on `stream` and returns without waiting; the
-// caller checks cudaGetLastError.
+// caller checks cudaGetLastError. `config` is one that the op's planner lists for the problem (launch_config.h).
 #pragma once
 
 #include "../conv_params.h"
+#include "launch_config.h"
 
 struct CUstream_st;
 
@@ -10,8 +11,44 @@ namespace cnnext::cuda {
 
 using Stream = CUstream_st*;
 
-/// y = activation(conv(x, w) + bias) for any depthwise problem. `bias` (K) may be null.
-void depthwise_forward_general(const ConvParams& params, const void* x, const void* w, const void* bias, void* y,
-                               Stream stream);
+/// y = activation(conv(x, w) + bias). `bias` (K) may be null.
+void depthwise_forward(const ConvParams& params, const LaunchConfig& config, const void* x, const void* w,
+                       const void* bias, void* y, Stream stream);
+
+/// dx, the gradient with respect to x of a convolution whose output has gradient dy.
+void depthwise_backward_input(const ConvParams& params, const LaunchConfig& config, const void* dy, const void* w,
+                              void* dx, Stream stream);
+
+/// dw, a contiguous filter, and dbias (K), which may be null. `workspace` has workspace_bytes(...), 16-byte aligned.
+void depthwise_backward_weight(const ConvParams& params, const LaunchConfig& config, const void* dy, const void* x,
+                               void* dw, void* dbias, void* workspace, Stream stream);
+
+// --- The launchers of single kernels; those above choose among them by config.kernel. ---
+
+void depthwise_forward_general(const ConvParams& params, const LaunchConfig& config, const void* x, const void* w,
+                               const void* bias, void* y, Stream stream);
+void depthwise_forward_nhwc(const ConvParams& params, const LaunchConfig& config, const void* x, const void* w,
+                            const void* bias, void* y, Stream stream);
+void depthwise_forward_nchw(const ConvParams& params, const LaunchConfig& config, const void* x, const void* w,
+                            const void* bias, void* y, Stream stream);
+
+void depthwise_backward_input_general(const ConvParams& params, const LaunchConfig& config, const void* dy,
+                                      const void* w, void* dx, Stream stream);
+void depthwise_backward_input_nhwc(const ConvParams& params, const LaunchConfig& config, const void* dy, const void* w,
+                                   void* dx, Stream stream);
+void depthwise_backward_input_nchw(const ConvParams& params, const LaunchConfig& config, const void* dy, const void* w,
+                                   void* dx, Stream stream);
+
+void depthwise_backward_weight_general(const ConvParams& params, const LaunchConfig& config, const void* dy,
+                                       const void* x, void* dw, void* dbias, void* workspace, Stream stream);
+void depthwise_backward_weight_nhwc(const ConvParams& params, const LaunchConfig& config, const void* dy, const void* x,
+                                    void* dw, void* dbias, void* workspace, Stream stream);
+void depthwise_backward_weight_nchw(const ConvParams& params, const LaunchConfig& config, const void* dy, const void* x,
+                                    void* dw, void* dbias, void* workspace, Stream stream);
+
+/// The second stage of depthwise_backward_weight: adds the `parts` partial results in workspace[part][R*S + 1][K], the
+/// sums of dy last, in ascending order, and rounds once.
+void depthwise_backward_weight_reduce(const ConvParams& params, int parts, const void* workspace, void* dw, void* dbias,
+                                      Stream stream);
 
 }  // namespace cnnext::cuda

@@ -1,23 +1,70 @@
 #include "launch_config.h"
 
-#include <algorithm>
-
 namespace cnnext::cuda {
-namespace {
 
-// The x dimension of a grid holds 2^31 - 1 blocks.
-constexpr int64_t kMaxBlocks = (int64_t{1} << 31) - 1;
-
-}  // namespace
-
-std::string LaunchConfig::to_string() const {
-  return "LaunchConfig(blocks=" + std::to_string(blocks) + ", threads=" + std::to_string(threads) + ")";
+const char* to_string(Kernel kernel) {
+  switch (kernel) {
+    case Kernel::kDepthwiseForwardGeneral: return "depthwise_forward_general";
+    case Kernel::kDepthwiseForwardNhwc: return "depthwise_forward_nhwc";
+    case Kernel::kDepthwiseForwardNchw: return "depthwise_forward_nchw";
+    case Kernel::kDepthwiseBackwardInputGeneral: return "depthwise_backward_input_general";
+    case Kernel::kDepthwiseBackwardInputNhwc: return "depthwise_backward_input_nhwc";
+    case Kernel::kDepthwiseBackwardInputNchw: return "depthwise_backward_input_nchw";
+    case Kernel::kDepthwiseBackwardWeightGeneral: return "depthwise_backward_weight_general";
+    case Kernel::kDepthwiseBackwardWeightNhwc: return "depthwise_backward_weight_nhwc";
+    case Kernel::kDepthwiseBackwardWeightNchw: return "depthwise_backward_weight_nchw";
+  }
+  return "unknown";
 }
 
-LaunchConfig plan_depthwise_forward_general(const ConvParams& params) {
-  constexpr int kThreads = 256;
-  const int64_t outputs = params.N * params.K * params.P * params.Q;
-  return {std::min((outputs + kThreads - 1) / kThreads, kMaxBlocks), kThreads};
+std::string LaunchConfig::to_string() const {
+  std::string text = cuda::to_string(kernel);
+  const auto triple = [&](const char* name, const auto& values) {
+    text += std::string(name) + std::to_string(values[0]) + "x" + std::to_string(values[1]) + "x" +
+            std::to_string(values[2]);
+  };
+  triple(" grid=", grid);
+  triple(" block=", block);
+  const auto field = [&](const char* name, int value) {
+    if (value != 0) text += std::string(" ") + name + "=" + std::to_string(value);
+  };
+  field("shared_bytes", shared_bytes);
+  field("tile_h", tile_h);
+  field("tile_w", tile_w);
+  field("vector", vector);
+  field("planes", planes);
+  field("parts", parts);
+  return text;
+}
+
+Configs depthwise_forward_configs(const Problem& problem) {
+  Configs configs;
+  plan_depthwise_forward_nhwc(problem, configs);
+  plan_depthwise_forward_nchw(problem, configs);
+  plan_depthwise_forward_general(problem, configs);
+  return configs;
+}
+
+Configs depthwise_backward_input_configs(const Problem& problem) {
+  Configs configs;
+  plan_depthwise_backward_input_nhwc(problem, configs);
+  plan_depthwise_backward_input_nchw(problem, configs);
+  plan_depthwise_backward_input_general(problem, configs);
+  return configs;
+}
+
+Configs depthwise_backward_weight_configs(const Problem& problem) {
+  Configs configs;
+  plan_depthwise_backward_weight_nhwc(problem, configs);
+  plan_depthwise_backward_weight_nchw(problem, configs);
+  plan_depthwise_backward_weight_general(problem, configs);
+  return configs;
+}
+
+int64_t workspace_bytes(const Problem& problem, const LaunchConfig& config) {
+  const ConvParams& p = problem.params;
+  const int64_t accumulator_bytes = p.dtype == DType::kFloat64 ? 8 : 4;
+  return config.parts * p.K * (p.R * p.S + 1) * accumulator_bytes;
 }
 
 }  // namespace cnnext::cuda

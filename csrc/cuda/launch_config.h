@@ -1,21 +1,92 @@
-// Grid and block of each kernel, chosen on the host from the problem alone: printable, and testable without a GPU.
+// Which kernel runs a problem, and with what grid, block and tile: chosen on the host from the problem and a few facts
+// about the device alone, so it can be printed, and tested without a GPU.
 #pragma once
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "../conv_params.h"
 
 namespace cnnext::cuda {
 
+/// What a planner knows of the device. The defaults are an H100's.
+struct DeviceFacts {
+  int multiprocessors = 132;
+  int threads_per_multiprocessor = 2048;
+  int shared_bytes_per_multiprocessor = 228 * 1024;
+  int shared_bytes_per_block = 227 * 1024;
+};
+
+/// One for each .cu file with kernels; `to_string` gives the file's name.
+enum class Kernel {
+  kDepthwiseForwardGeneral,
+  kDepthwiseForwardNhwc,
+  kDepthwiseForwardNchw,
+  kDepthwiseBackwardInputGeneral,
+  kDepthwiseBackwardInputNhwc,
+  kDepthwiseBackwardInputNchw,
+  kDepthwiseBackwardWeightGeneral,
+  kDepthwiseBackwardWeightNhwc,
+  kDepthwiseBackwardWeightNchw,
+};
+
+const char* to_string(Kernel kernel);
+
 struct LaunchConfig {
-  int64_t blocks;
-  int threads;  // a block
+  Kernel kernel;
+  int64_t grid[3] = {1, 1, 1};
+  int block[3] = {1, 1, 1};
+  int shared_bytes = 0;  // dynamic
+
+  // What the fields below mean is said in the kernel's file; 0 where it has no such choice.
+  int tile_h = 0, tile_w = 0;  // outputs of a thread, or of a block
+  int vector = 0;              // elements of an access to global memory
+  int planes = 0;              // (n, c) planes of a block
+  int parts = 0;               // partial results that a second kernel adds up
 
   std::string to_string() const;
 };
 
-/// One thread an output; past the largest grid a thread takes several.
-LaunchConfig plan_depthwise_forward_general(const ConvParams& params);
+/// Problem as the planners see it: `alignment` is the largest power of two, at most 16, that divides the addresses of
+/// both x and y in bytes.
+struct Problem {
+  ConvParams params;
+  int alignment = 16;
+  DeviceFacts device;
+};
+
+/// Every configuration that can run the problem, the preferred one first. The last is the general kernel's, so the list
+/// is never empty.
+std::vector<LaunchConfig> depthwise_forward_configs(const Problem& problem);
+std::vector<LaunchConfig> depthwise_backward_input_configs(const Problem& problem);
+std::vector<LaunchConfig> depthwise_backward_weight_configs(const Problem& problem);
+
+/// Bytes of the workspace that a configuration of depthwise_backward_weight needs; 0 if none.
+int64_t workspace_bytes(const Problem& problem, const LaunchConfig& config);
+
+// --- The planners of single kernels, each beside its kernel in <kernel>_plan.cpp. They append to `configs`, the
+// preferred configuration first, or nothing if the kernel cannot run the problem. ---
+
+using Configs = std::vector<LaunchConfig>;
+
+void plan_depthwise_forward_general(const Problem& problem, Configs& configs);
+void plan_depthwise_forward_nhwc(const Problem& problem, Configs& configs);
+void plan_depthwise_forward_nchw(const Problem& problem, Configs& configs);
+void plan_depthwise_backward_input_general(const Problem& problem, Configs& configs);
+void plan_depthwise_backward_input_nhwc(const Problem& problem, Configs& configs);
+void plan_depthwise_backward_input_nchw(const Problem& problem, Configs& configs);
+void plan_depthwise_backward_weight_general(const Problem& problem, Configs& configs);
+void plan_depthwise_backward_weight_nhwc(const Problem& problem, Configs& configs);
+void plan_depthwise_backward_weight_nchw(const Problem& problem, Configs& configs);
+
+/// The x dimension of a grid holds 2^31 - 1 blocks; y and z hold 65535.
+constexpr int64_t kMaxGridX = (int64_t{1} << 31) - 1;
+constexpr int64_t kMaxGridYZ = 65535;
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/// Bytes of an element.
+constexpr int size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 
 }  // namespace cnnext::cuda

@@ -1,0 +1,199 @@
+"""Calls the launchers of csrc/cuda through the emulator, on operands with nothing behind their last element.
+
+Each operand lies in memory of its own that ends with it; outputs are filled with NaN, and what lies between the
+elements of an output that is a slice of a wider tensor must still be NaN afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tests.cases import Case
+from tests.emulator import build
+from tests.kernel_library import dense_strides
+
+#: The emulator's build that this process tests: one of `build.BUILDS`.
+BUILD = os.environ.get("CNNEXT_EMULATOR_BUILD", "plain")
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a tensor lies in memory: its layout, `gap` elements between pixels, rows and planes, `offset` ahead of it."""
+
+    layout: str
+    gap: int = 0
+    offset: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.layout}_gap{self.gap}_offset{self.offset}"
+
+
+@dataclass
+class Operand:
+    """A tensor placed in memory."""
+
+    name: str
+    tensor: torch.Tensor
+    memory: torch.Tensor
+    written: bool = False
+
+    @property
+    def address(self) -> int:
+        return self.tensor.data_ptr()
+
+    @property
+    def alignment(self) -> int:
+        return min(16, self.address & -self.address)
+
+    def check_gaps(self) -> None:
+        """Fails if something was written between the elements."""
+        gaps = self.memory.clone()
+        offset = self.tensor.storage_offset()
+        gaps.as_strided(self.tensor.shape, self.tensor.stride(), offset).fill_(torch.nan)
+        assert bool(gaps.isnan().all()), f"{self.name}: an element that is not the output's was written"
+
+
+def place(name: str, values: torch.Tensor, placement: Placement) -> Operand:
+    strides = dense_strides(values.shape, placement.layout, placement.gap)
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(values.shape, strides, strict=True))
+    memory = torch.full((placement.offset + extent,), torch.nan, dtype=values.dtype)
+    tensor = memory.as_strided(values.shape, strides, placement.offset).copy_(values)
+    return Operand(name, tensor, memory)
+
+
+def place_output(name: str, shape: tuple[int, ...], dtype: torch.dtype, placement: Placement) -> Operand:
+    operand = place(name, torch.full(shape, torch.nan, dtype=dtype), placement)
+    operand.written = True
+    return operand
+
+
+def flat(name: str, values: torch.Tensor | None, written: bool = False) -> Operand | None:
+    """A contiguous operand, or None."""
+    if values is None:
+        return None
+    memory = values.contiguous().clone()
+    return Operand(name, memory, memory, written)
+
+
+@dataclass
+class CudaKernels:
+    """The launchers and planners of one of the emulator's builds.
+
+    Attributes:
+        configs_run: every (kernel, template-relevant choice) that was launched, for tests of coverage.
+    """
+
+    build: str = BUILD
+    module: Any = field(init=False)
+    configs_run: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.module = build.load(self.build)
+
+    def problem(self, case: Case, dtype: torch.dtype, x: Operand, y: Operand, layout: str, activation: int = 0) -> Any:
+        """The planners' view of `case` on these operands."""
+        module = self.module
+        params = module.ConvParams()
+        values = {
+            **dict(zip("NCHW", case.input_shape, strict=True)),
+            **dict(zip("NKPQ", case.output_shape, strict=True)),
+            **{"R": case.r, "S": case.s, "groups": case.groups},
+            **dict(zip(("stride_h", "stride_w"), case.stride, strict=True)),
+            **dict(zip(("pad_h", "pad_w"), case.padding, strict=True)),
+            **dict(zip(("dilation_h", "dilation_w"), case.dilation, strict=True)),
+            "x_strides": module.Strides4(*x.tensor.stride()),
+            "y_strides": module.Strides4(*y.tensor.stride()),
+            "layout": getattr(module.Layout, layout),
+            "dtype": getattr(module.DType, str(dtype).removeprefix("torch.")),
+            "activation": activation,
+        }
+        for name, value in values.items():
+            setattr(params, name, value)
+        problem = module.Problem()
+        problem.params = params
+        problem.alignment = min(x.alignment, y.alignment)
+        return problem
+
+    @contextmanager
+    def _registered(self, *operands: Operand | None) -> Iterator[None]:
+        """Tells the emulator the exact bounds of every operand, for the build that checks them."""
+        self.module.clear_buffers()
+        for operand in operands:
+            if operand is not None:
+                memory = operand.memory
+                address, size = memory.data_ptr(), memory.numel() * memory.element_size()
+                self.module.register_buffer(address, size, operand.written, operand.name)
+        try:
+            yield
+        finally:
+            self.module.clear_buffers()
+
+    def _launch(self, function: Callable[..., None], params: Any, config: Any, *operands: Operand | None) -> None:
+        self.configs_run.add(repr(config))
+        with self._registered(*operands):
+            function(params, config, *(0 if operand is None else operand.address for operand in operands))
+        for operand in operands:
+            if operand is not None and operand.written:
+                operand.check_gaps()
+
+    def forward(
+        self,
+        case: Case,
+        placement: Placement,
+        x: torch.Tensor,
+        w: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        activation: int = 0,
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Runs every configuration that the planner lists: its description and the output."""
+        x_operand = place("x", x, placement)
+        y = place_output("y", case.output_shape, x.dtype, placement)
+        problem = self.problem(case, x.dtype, x_operand, y, placement.layout, activation)
+        for config in self.module.depthwise_forward_configs(problem):
+            y.tensor.fill_(torch.nan)
+            self._launch(
+                self.module.depthwise_forward, problem.params, config, x_operand, flat("w", w), flat("bias", bias), y
+            )
+            yield repr(config), y.tensor.clone()
+
+    def backward_input(
+        self, case: Case, placement: Placement, dy: torch.Tensor, w: torch.Tensor
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Runs every configuration that the planner lists: its description and dx."""
+        dy_operand = place("dy", dy, placement)
+        dx = place_output("dx", case.input_shape, dy.dtype, placement)
+        problem = self.problem(case, dy.dtype, dx, dy_operand, placement.layout)
+        for config in self.module.depthwise_backward_input_configs(problem):
+            dx.tensor.fill_(torch.nan)
+            self._launch(self.module.depthwise_backward_input, problem.params, config, dy_operand, flat("w", w), dx)
+            yield repr(config), dx.tensor.clone()
+
+    def backward_weight(
+        self, case: Case, placement: Placement, dy: torch.Tensor, x: torch.Tensor, with_bias: bool = True
+    ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor | None]]:
+        """Runs every configuration that the planner lists: its description, dw and dbias."""
+        dy_operand, x_operand = place("dy", dy, placement), place("x", x, placement)
+        problem = self.problem(case, x.dtype, x_operand, dy_operand, placement.layout)
+        for config in self.module.depthwise_backward_weight_configs(problem):
+            dw = flat("dw", torch.full(case.weight_shape, torch.nan, dtype=x.dtype), written=True)
+            dbias = flat("dbias", torch.full((case.k,), torch.nan, dtype=x.dtype) if with_bias else None, written=True)
+            size = self.module.workspace_bytes(problem, config)
+            workspace = flat("workspace", torch.full((size // 4,), torch.nan), written=True) if size else None
+            self._launch(
+                self.module.depthwise_backward_weight,
+                problem.params,
+                config,
+                dy_operand,
+                x_operand,
+                dw,
+                dbias,
+                workspace,
+            )
+            assert dw is not None
+            yield repr(config), dw.tensor, None if dbias is None else dbias.tensor
