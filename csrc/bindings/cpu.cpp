@@ -1,7 +1,5 @@
 // The CPU implementations of cnnext's operators: checks, allocation, and the call of a kernel from csrc/cpu.
 // The operators' schemas are declared in cnnext/ops.py.
-#include <tuple>
-
 #include "../cpu/kernels.h"
 #include "problem.h"
 
@@ -43,24 +41,13 @@ Tensor forward(Family family, const Tensor& input, const Tensor& weight, const s
 Tensor backward_input(Family family, const Tensor& grad_output, const Tensor& weight, const IntList& input_size,
                       const IntList& stride, const IntList& padding, const IntList& dilation, int64_t groups,
                       bool channels_last) {
-  check_4d(weight, "weight");
-  check_like(weight, "weight", grad_output);
-  const Dims4 input_dims = make_dims(input_size, "input_size");
-  ConvParams params =
-      make_params(family, input_dims, sizes_of(weight), make_geometry(stride, padding, dilation), groups);
-  check_grad_output(grad_output, params);
-  params.dtype = dtype_of(grad_output);
-  params.layout = channels_last ? Layout::kNHWC : Layout::kNCHW;
-  Tensor grad_input = empty_dense(input_dims, params.layout, grad_output);
-  if (params.N == 0) return grad_input;
-
-  const Tensor dy = with_unit_stride(grad_output, params.layout);
-  const Tensor w = as_contiguous(weight);
-  params.x_strides = kernel_strides(grad_input, params.layout);
-  params.y_strides = kernel_strides(dy, params.layout);
-  kernels_of(family).backward_input(params, torch_pool(), dy.const_data_ptr(), w.const_data_ptr(),
-                                    grad_input.mutable_data_ptr());
-  return grad_input;
+  const BackwardInputCall call = prepare_backward_input(
+      family, grad_output, weight, input_size, make_geometry(stride, padding, dilation), groups, channels_last);
+  if (call.params.N > 0) {
+    kernels_of(family).backward_input(call.params, torch_pool(), call.dy.const_data_ptr(), call.w.const_data_ptr(),
+                                      call.grad_input.mutable_data_ptr());
+  }
+  return call.grad_input;
 }
 
 /// The second result has no elements unless `with_bias`.
@@ -68,37 +55,15 @@ std::tuple<Tensor, Tensor> backward_weight(Family family, const Tensor& grad_out
                                            const IntList& weight_size, const IntList& stride, const IntList& padding,
                                            const IntList& dilation, int64_t groups, bool with_bias,
                                            bool channels_last) {
-  check_4d(input, "input");
-  check_like(input, "input", grad_output);
-  const Dims4 weight_dims = make_dims(weight_size, "weight_size");
-  ConvParams params =
-      make_params(family, sizes_of(input), weight_dims, make_geometry(stride, padding, dilation), groups);
-  check_grad_output(grad_output, params);
-  params.dtype = dtype_of(input);
-  params.layout = suggested_layout(sizes_of(input), strides_of(input));
-  // The kernel writes a contiguous filter. With one channel a group, or one tap, that is channels_last as well.
-  const bool reorder = channels_last && weight_dims[1] > 1 && params.R * params.S > 1;
-  const Layout written_layout = channels_last && !reorder ? Layout::kNHWC : Layout::kNCHW;
-  Tensor grad_weight = empty_dense(weight_dims, written_layout, input);
-  Tensor grad_bias = empty_1d(with_bias ? params.K : 0, input);
-  if (params.N == 0) {
-    torch::stable::zero_(grad_weight);
-    torch::stable::zero_(grad_bias);
-  } else {
-    const Tensor x = with_unit_stride(input, params.layout);
-    const Tensor dy = with_unit_stride(grad_output, params.layout);
-    params.x_strides = kernel_strides(x, params.layout);
-    params.y_strides = kernel_strides(dy, params.layout);
-    kernels_of(family).backward_weight(params, torch_pool(), dy.const_data_ptr(), x.const_data_ptr(),
-                                       grad_weight.mutable_data_ptr(),
-                                       with_bias ? grad_bias.mutable_data_ptr() : nullptr);
+  const BackwardWeightCall call =
+      prepare_backward_weight(family, grad_output, input, weight_size, make_geometry(stride, padding, dilation), groups,
+                              with_bias, channels_last);
+  if (call.params.N > 0) {
+    kernels_of(family).backward_weight(call.params, torch_pool(), call.dy.const_data_ptr(), call.x.const_data_ptr(),
+                                       call.grad_weight.mutable_data_ptr(),
+                                       with_bias ? call.grad_bias.mutable_data_ptr() : nullptr);
   }
-  if (reorder) {
-    Tensor reordered = empty_dense(weight_dims, Layout::kNHWC, input);
-    torch::stable::copy_(reordered, grad_weight);
-    grad_weight = reordered;
-  }
-  return {grad_weight, grad_bias};
+  return finish_backward_weight(call);
 }
 
 // The operators. Depthwise and pointwise take no argument for the groups: it follows from the family.

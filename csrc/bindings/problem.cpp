@@ -218,4 +218,56 @@ ForwardCall prepare_forward(Family family, const Tensor& input, const Tensor& we
   return call;
 }
 
+BackwardInputCall prepare_backward_input(Family family, const Tensor& grad_output, const Tensor& weight,
+                                         const IntList& input_size, const Geometry& geometry, int64_t groups,
+                                         bool channels_last) {
+  check_4d(weight, "weight");
+  check_like(weight, "weight", grad_output);
+  const Dims4 input_dims = make_dims(input_size, "input_size");
+  ConvParams params = make_params(family, input_dims, sizes_of(weight), geometry, groups);
+  check_grad_output(grad_output, params);
+  params.dtype = dtype_of(grad_output);
+  params.layout = channels_last ? Layout::kNHWC : Layout::kNCHW;
+  BackwardInputCall call{params, with_unit_stride(grad_output, params.layout), as_contiguous(weight),
+                         empty_dense(input_dims, params.layout, grad_output)};
+  call.params.x_strides = kernel_strides(call.grad_input, params.layout);
+  call.params.y_strides = kernel_strides(call.dy, params.layout);
+  return call;
+}
+
+BackwardWeightCall prepare_backward_weight(Family family, const Tensor& grad_output, const Tensor& input,
+                                           const IntList& weight_size, const Geometry& geometry, int64_t groups,
+                                           bool with_bias, bool channels_last) {
+  check_4d(input, "input");
+  check_like(input, "input", grad_output);
+  const Dims4 weight_dims = make_dims(weight_size, "weight_size");
+  ConvParams params = make_params(family, sizes_of(input), weight_dims, geometry, groups);
+  check_grad_output(grad_output, params);
+  params.dtype = dtype_of(input);
+  params.layout = suggested_layout(sizes_of(input), strides_of(input));
+  // With one channel a group, or one tap, a contiguous filter is channels_last as well.
+  const bool reorder = channels_last && weight_dims[1] > 1 && params.R * params.S > 1;
+  const Layout written_layout = channels_last && !reorder ? Layout::kNHWC : Layout::kNCHW;
+  BackwardWeightCall call{params,
+                          with_unit_stride(grad_output, params.layout),
+                          with_unit_stride(input, params.layout),
+                          empty_dense(weight_dims, written_layout, input),
+                          empty_1d(with_bias ? params.K : 0, input),
+                          reorder};
+  if (params.N == 0) {
+    torch::stable::zero_(call.grad_weight);
+    torch::stable::zero_(call.grad_bias);
+  }
+  call.params.x_strides = kernel_strides(call.x, params.layout);
+  call.params.y_strides = kernel_strides(call.dy, params.layout);
+  return call;
+}
+
+std::tuple<Tensor, Tensor> finish_backward_weight(const BackwardWeightCall& call) {
+  if (!call.reorder) return {call.grad_weight, call.grad_bias};
+  Tensor reordered = empty_dense(sizes_of(call.grad_weight), Layout::kNHWC, call.grad_weight);
+  torch::stable::copy_(reordered, call.grad_weight);
+  return {reordered, call.grad_bias};
+}
+
 }  // namespace cnnext::bindings

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "../conv_params.h"
@@ -94,5 +95,34 @@ struct ForwardCall {
 /// compute.
 ForwardCall prepare_forward(Family family, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                             const Geometry& geometry, int64_t groups, int64_t activation);
+
+/// Everything that a backward_input kernel is called with. The gradient has x_strides, dy has y_strides.
+struct BackwardInputCall {
+  ConvParams params;
+  Tensor dy, w;
+  Tensor grad_input;
+};
+
+/// Checks the arguments of a backward_input operator and allocates its result, in the layout that `channels_last`
+/// names.
+BackwardInputCall prepare_backward_input(Family family, const Tensor& grad_output, const Tensor& weight,
+                                         const IntList& input_size, const Geometry& geometry, int64_t groups,
+                                         bool channels_last);
+
+/// Everything that a backward_weight kernel is called with. It writes a contiguous filter.
+struct BackwardWeightCall {
+  ConvParams params;
+  Tensor dy, x;
+  Tensor grad_weight, grad_bias;  // grad_bias has no elements if it is not asked for
+  bool reorder;                   // the result's layout is not the one that the kernel writes
+};
+
+/// Checks the arguments of a backward_weight operator and allocates its results; zeros if there is nothing to add up.
+BackwardWeightCall prepare_backward_weight(Family family, const Tensor& grad_output, const Tensor& input,
+                                           const IntList& weight_size, const Geometry& geometry, int64_t groups,
+                                           bool with_bias, bool channels_last);
+
+/// The results of a backward_weight operator, once the kernel has been called.
+std::tuple<Tensor, Tensor> finish_backward_weight(const BackwardWeightCall& call);
 
 }  // namespace cnnext::bindings
