@@ -147,6 +147,7 @@ DEPTHWISE_CUDA_CASES = (
     _depthwise("cuda_one_image_one_plane", (1, 1, 28, 28), 3, padding=1),
     _depthwise("cuda_padding_beyond_filter", (1, 16, 6, 7), 3, padding=(4, 3)),
     _depthwise("cuda_padding_uneven_s2", (1, 16, 9, 8), 3, stride=2, padding=(0, 2)),
+    _depthwise("cuda_one_tap", (1, 16, 7, 12), 3, padding=1),
     _depthwise("cuda_image_of_one_row_s2", (1, 16, 1, 9), 3, stride=2, padding=1),
 )
 

@@ -18,6 +18,9 @@ from tests.cases import Case
 from tests.emulator import build
 from tests.kernel_library import dense_strides
 
+#: The operators of a family.
+OPS = ("forward", "backward_input", "backward_weight")
+
 #: The emulator's build that this process tests: one of `build.BUILDS`.
 BUILD = os.environ.get("CNNEXT_EMULATOR_BUILD", "plain")
 
@@ -81,17 +84,22 @@ def flat(name: str, values: torch.Tensor | None, written: bool = False) -> Opera
     return Operand(name, memory, memory, written)
 
 
+@dataclass(frozen=True)
+class Operands:
+    """What an operator of a family is called with; those that it does not take are ignored."""
+
+    x: torch.Tensor
+    w: torch.Tensor
+    bias: torch.Tensor | None
+    dy: torch.Tensor
+
+
 @dataclass
 class CudaKernels:
-    """The launchers and planners of one of the emulator's builds.
-
-    Attributes:
-        configs_run: every (kernel, template-relevant choice) that was launched, for tests of coverage.
-    """
+    """The launchers and planners of one of the emulator's builds."""
 
     build: str = BUILD
     module: Any = field(init=False)
-    configs_run: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.module = build.load(self.build)
@@ -110,7 +118,7 @@ class CudaKernels:
             "x_strides": module.Strides4(*x.tensor.stride()),
             "y_strides": module.Strides4(*y.tensor.stride()),
             "layout": getattr(module.Layout, layout),
-            "dtype": getattr(module.DType, str(dtype).removeprefix("torch.")),
+            "dtype": getattr(module.DType, str(x.tensor.dtype).removeprefix("torch.")),
             "activation": activation,
         }
         for name, value in values.items():
@@ -135,65 +143,70 @@ class CudaKernels:
             self.module.clear_buffers()
 
     def _launch(self, function: Callable[..., None], params: Any, config: Any, *operands: Operand | None) -> None:
-        self.configs_run.add(repr(config))
         with self._registered(*operands):
             function(params, config, *(0 if operand is None else operand.address for operand in operands))
         for operand in operands:
             if operand is not None and operand.written:
                 operand.check_gaps()
 
-    def forward(
+    def run(
         self,
+        op: str,
         case: Case,
         placement: Placement,
-        x: torch.Tensor,
-        w: torch.Tensor,
-        bias: torch.Tensor | None = None,
+        operands: Operands,
         activation: int = 0,
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Runs every configuration that the planner lists: its description and the output."""
-        x_operand = place("x", x, placement)
-        y = place_output("y", case.output_shape, x.dtype, placement)
-        problem = self.problem(case, x.dtype, x_operand, y, placement.layout, activation)
+    ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+        """Runs every configuration that the planner lists: its description, and the results by name.
+
+        Args:
+            op: one of `OPS`, which gives y, dx, or dw and dbias (if the operands have a bias).
+        """
+        return getattr(self, f"_{op}")(case, placement, operands, activation)
+
+    def _forward(
+        self, case: Case, placement: Placement, operands: Operands, activation: int
+    ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+        x = place("x", operands.x, placement)
+        w, bias = flat("w", operands.w), flat("bias", operands.bias)
+        y = place_output("y", case.output_shape, x.tensor.dtype, placement)
+        problem = self.problem(case, x, y, placement.layout, activation)
         for config in self.module.depthwise_forward_configs(problem):
             y.tensor.fill_(torch.nan)
-            self._launch(
-                self.module.depthwise_forward, problem.params, config, x_operand, flat("w", w), flat("bias", bias), y
-            )
-            yield repr(config), y.tensor.clone()
+            self._launch(self.module.depthwise_forward, problem.params, config, x, w, bias, y)
+            yield repr(config), {"y": y.tensor}
 
-    def backward_input(
-        self, case: Case, placement: Placement, dy: torch.Tensor, w: torch.Tensor
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Runs every configuration that the planner lists: its description and dx."""
-        dy_operand = place("dy", dy, placement)
-        dx = place_output("dx", case.input_shape, dy.dtype, placement)
-        problem = self.problem(case, dy.dtype, dx, dy_operand, placement.layout)
+    def _backward_input(
+        self, case: Case, placement: Placement, operands: Operands, activation: int
+    ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+        dy, w = place("dy", operands.dy, placement), flat("w", operands.w)
+        dx = place_output("dx", case.input_shape, dy.tensor.dtype, placement)
+        problem = self.problem(case, dx, dy, placement.layout, activation)
         for config in self.module.depthwise_backward_input_configs(problem):
             dx.tensor.fill_(torch.nan)
-            self._launch(self.module.depthwise_backward_input, problem.params, config, dy_operand, flat("w", w), dx)
-            yield repr(config), dx.tensor.clone()
+            self._launch(self.module.depthwise_backward_input, problem.params, config, dy, w, dx)
+            yield repr(config), {"dx": dx.tensor}
 
-    def backward_weight(
-        self, case: Case, placement: Placement, dy: torch.Tensor, x: torch.Tensor, with_bias: bool = True
-    ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor | None]]:
-        """Runs every configuration that the planner lists: its description, dw and dbias."""
-        dy_operand, x_operand = place("dy", dy, placement), place("x", x, placement)
-        problem = self.problem(case, x.dtype, x_operand, dy_operand, placement.layout)
+    def _backward_weight(
+        self, case: Case, placement: Placement, operands: Operands, activation: int
+    ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
+        dy, x = place("dy", operands.dy, placement), place("x", operands.x, placement)
+        problem = self.problem(case, x, dy, placement.layout, activation)
         for config in self.module.depthwise_backward_weight_configs(problem):
-            dw = flat("dw", torch.full(case.weight_shape, torch.nan, dtype=x.dtype), written=True)
-            dbias = flat("dbias", torch.full((case.k,), torch.nan, dtype=x.dtype) if with_bias else None, written=True)
+            results = {"dw": torch.full(case.weight_shape, torch.nan, dtype=x.tensor.dtype)}
+            if operands.bias is not None:
+                results["dbias"] = torch.full((case.k,), torch.nan, dtype=x.tensor.dtype)
+            placed = {name: flat(name, result, written=True) for name, result in results.items()}
             size = self.module.workspace_bytes(problem, config)
             workspace = flat("workspace", torch.full((size // 4,), torch.nan), written=True) if size else None
             self._launch(
                 self.module.depthwise_backward_weight,
                 problem.params,
                 config,
-                dy_operand,
-                x_operand,
-                dw,
-                dbias,
+                dy,
+                x,
+                placed["dw"],
+                placed.get("dbias"),
                 workspace,
             )
-            assert dw is not None
-            yield repr(config), dw.tensor, None if dbias is None else dbias.tensor
+            yield repr(config), {name: operand.tensor for name, operand in placed.items() if operand is not None}

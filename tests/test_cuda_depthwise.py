@@ -24,7 +24,7 @@ from tests.cases import (
     random_grad,
     random_operands,
 )
-from tests.cuda_kernels import BUILD, CudaKernels, Placement
+from tests.cuda_kernels import BUILD, OPS, CudaKernels, Operands, Placement
 from tests.emulator import build
 from tests.reference import DTYPES, assert_same_bits, assert_within, expect_exact, expect_forward, expect_gradients
 
@@ -45,104 +45,114 @@ def kernels() -> CudaKernels:
     return CudaKernels()
 
 
-def check_integers(kernels: CudaKernels, case: Case, dtype: torch.dtype, placement: Placement) -> None:
+def integers(case: Case, dtype: torch.dtype) -> Operands:
+    return Operands(*integer_operands(case, dtype), random_grad(case, dtype, integers=True))
+
+
+def exact_results(case: Case, operands: Operands) -> dict[str, torch.Tensor]:
+    exact = expect_exact(case, operands.dy, operands.x, operands.w, operands.bias)
+    return {"y": exact.output, "dx": exact.grad_input, "dw": exact.grad_weight, "dbias": exact.grad_bias}
+
+
+def check_integers(kernels: CudaKernels, op: str, case: Case, dtype: torch.dtype, placement: Placement) -> None:
     """Every product and sum of small integers is exact: the results must agree to the bit."""
-    x, w, bias = integer_operands(case, dtype)
-    dy = random_grad(case, dtype, integers=True)
-    exact = expect_exact(case, dy, x, w, bias)
-    for config, y in kernels.forward(case, placement, x, w, bias):
-        assert_same_bits(y, exact.output, f"{config}: y")
-    for config, dx in kernels.backward_input(case, placement, dy, w):
-        assert_same_bits(dx, exact.grad_input, f"{config}: dx")
-    for config, dw, dbias in kernels.backward_weight(case, placement, dy, x):
-        assert dbias is not None
-        assert_same_bits(dw, exact.grad_weight, f"{config}: dw")
-        assert_same_bits(dbias, exact.grad_bias, f"{config}: dbias")
+    operands = integers(case, dtype)
+    exact = exact_results(case, operands)
+    for config, results in kernels.run(op, case, placement, operands):
+        for name, result in results.items():
+            assert_same_bits(result, exact[name], f"{config}: {name}")
 
 
-def check_random(kernels: CudaKernels, case: Case, dtype: torch.dtype, placement: Placement) -> None:
-    x, w, _ = random_operands(case, dtype)
-    dy = random_grad(case, dtype)
-    expected_y = expect_forward(case, x, w, None)
-    expected = expect_gradients(case, dy, x, w)
-    for config, y in kernels.forward(case, placement, x, w):
-        assert_within(y, expected_y, f"{config}: y")
-    for config, dx in kernels.backward_input(case, placement, dy, w):
-        assert_within(dx, expected.input, f"{config}: dx")
-    for config, dw, _ in kernels.backward_weight(case, placement, dy, x, with_bias=False):
-        assert_within(dw, expected.weight, f"{config}: dw")
-
-
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, **IDS)
 @pytest.mark.parametrize("case", CASES, **IDS)
-def test_integers_are_exact(kernels: CudaKernels, case: Case, dtype: torch.dtype, layout: str) -> None:
-    check_integers(kernels, case, dtype, Placement(layout))
+def test_integers_are_exact(kernels: CudaKernels, case: Case, dtype: torch.dtype, layout: str, op: str) -> None:
+    check_integers(kernels, op, case, dtype, Placement(layout))
 
 
 @pytest.mark.skipif(BUILD != "plain", reason="the other builds look for wrong accesses, not for rounding")
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, **IDS)
 @pytest.mark.parametrize("case", CASES, **IDS)
-def test_random_values(kernels: CudaKernels, case: Case, dtype: torch.dtype, layout: str) -> None:
-    check_random(kernels, case, dtype, Placement(layout))
+def test_random_values(kernels: CudaKernels, case: Case, dtype: torch.dtype, layout: str, op: str) -> None:
+    x, w, _ = random_operands(case, dtype)
+    operands = Operands(x, w, None, random_grad(case, dtype))
+    gradients = expect_gradients(case, operands.dy, x, w)
+    expected = {"y": expect_forward(case, x, w, None), "dx": gradients.input, "dw": gradients.weight}
+    for config, results in kernels.run(op, case, Placement(layout), operands):
+        for name, result in results.items():
+            assert_within(result, expected[name], f"{config}: {name}")
 
 
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("placement", SLICES, **IDS)
 @pytest.mark.parametrize("dtype", FAST_DTYPES, **IDS)
 @pytest.mark.parametrize("case", CASES[::4] + DEPTHWISE_CUDA_CASES[::3], **IDS)
-def test_slices_of_wider_tensors(kernels: CudaKernels, case: Case, dtype: torch.dtype, placement: Placement) -> None:
-    check_integers(kernels, case, dtype, placement)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, **IDS)
-@pytest.mark.parametrize("activation", ACTIVATIONS[1:])
-def test_activations(kernels: CudaKernels, activation: str, dtype: torch.dtype) -> None:
-    for case in by_name("depthwise", "mobilenet_7", "mobilenet_14", "mobilenet_28_s2", "filter_5x5"):
-        x, w, bias = random_operands(case, dtype)
-        expected = expect_forward(case, 2 * x, w, bias, activation)
-        for layout in LAYOUTS:
-            number = ACTIVATIONS.index(activation)
-            for config, y in kernels.forward(case, Placement(layout), 2 * x, w, bias, number):
-                assert_within(y, expected, f"{config}: {activation}")
-
-
-def test_activations_at_their_ends(kernels: CudaKernels) -> None:
-    """Sums far out, infinite and NaN give what torch gives."""
-    case = by_name("depthwise", "filter_1x1")[0]
-    values = torch.tensor(
-        [-torch.inf, -200.0, -100.0, -30.0, -1e-3, 0.0, 1e-3, 30.0, 100.0, 200.0, torch.inf, torch.nan]
-    )
-    x = values[torch.arange(700).remainder(len(values))].reshape(case.input_shape)
-    w = torch.ones(case.weight_shape)
-    for number, name in enumerate(ACTIVATIONS):
-        expected = x if name is None else getattr(torch.nn.functional, name)(x.double()).float()
-        for layout in LAYOUTS:
-            for config, y in kernels.forward(case, Placement(layout), x, w, None, number):
-                torch.testing.assert_close(y, expected, rtol=2e-6, atol=1e-37, equal_nan=True, msg=f"{config} {name}")
+def test_slices_of_wider_tensors(
+    kernels: CudaKernels, case: Case, dtype: torch.dtype, placement: Placement, op: str
+) -> None:
+    check_integers(kernels, op, case, dtype, placement)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, **IDS)
+@pytest.mark.parametrize("activation", ACTIVATIONS[1:])
+def test_activations_of_forward(kernels: CudaKernels, activation: str, dtype: torch.dtype, layout: str) -> None:
+    for case in by_name("depthwise", "mobilenet_7", "mobilenet_14", "mobilenet_28_s2", "filter_5x5"):
+        x, w, bias = random_operands(case, dtype)
+        operands = Operands(2 * x, w, bias, random_grad(case, dtype))
+        expected = expect_forward(case, 2 * x, w, bias, activation)
+        for config, results in kernels.run("forward", case, Placement(layout), operands, ACTIVATIONS.index(activation)):
+            assert_within(results["y"], expected, f"{config}: {activation}")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_activations_of_forward_at_their_ends(kernels: CudaKernels, layout: str) -> None:
+    """Sums far out, infinite and NaN give what torch gives."""
+    ends = [-torch.inf, -200.0, -100.0, -30.0, -1e-3, 0.0, 1e-3, 30.0, 100.0, 200.0, torch.inf, torch.nan]
+    for case in by_name("depthwise", "filter_1x1", "cuda_one_tap"):
+        count = torch.Size(case.input_shape).numel()
+        x = torch.tensor(ends)[torch.arange(count).remainder(len(ends))].reshape(case.input_shape)
+        w = torch.zeros(case.weight_shape)
+        w[:, :, case.r // 2, case.s // 2] = 1
+        operands = Operands(x, w, None, torch.zeros(case.output_shape))
+        for number, name in enumerate(ACTIVATIONS):
+            sums = exact_results(case, operands)["y"]
+            expected = sums if name is None else getattr(torch.nn.functional, name)(sums)
+            for config, results in kernels.run("forward", case, Placement(layout), operands, number):
+                torch.testing.assert_close(
+                    results["y"],
+                    expected.float(),
+                    rtol=2e-6,
+                    atol=1e-37,
+                    equal_nan=True,
+                    msg=lambda text, config=config, name=name: f"{config} {name}: {text}",
+                )
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", FAST_DTYPES, **IDS)
-def test_infinities_stay_where_they_belong(kernels: CudaKernels, dtype: torch.dtype, layout: str) -> None:
+def test_infinities_stay_where_they_belong(kernels: CudaKernels, dtype: torch.dtype, layout: str, op: str) -> None:
     """A tap outside the image is left out, not multiplied by zero: zero times infinity would be NaN."""
     for case in by_name("depthwise", "mobilenet_7", "mobilenet_14_s2", "padding_beyond_filter", "filter_7x7"):
-        x, w, _ = integer_operands(case, dtype)
-        dy = random_grad(case, dtype, integers=True)
-        x[:, :, 0, :] = torch.inf
-        w[0] = torch.inf
-        dy[:, :, :, 0] = torch.inf
-        exact = expect_exact(case, dy, x, w, None)
-
-        def same(actual: torch.Tensor, expected: torch.Tensor, what: str) -> None:
-            torch.testing.assert_close(actual, expected.to(actual.dtype), rtol=0, atol=0, equal_nan=True, msg=what)
-
-        for config, y in kernels.forward(case, Placement(layout), x, w):
-            same(y, exact.output, f"{config}: y of {case}")
-        for config, dx in kernels.backward_input(case, Placement(layout), dy, w):
-            same(dx, exact.grad_input, f"{config}: dx of {case}")
-        for config, dw, _ in kernels.backward_weight(case, Placement(layout), dy, x):
-            same(dw, exact.grad_weight, f"{config}: dw of {case}")
+        operands = integers(case, dtype)
+        operands.x[:, :, 0, :] = torch.inf
+        operands.w[0] = torch.inf
+        operands.dy[:, :, :, 0] = torch.inf
+        exact = exact_results(case, operands)
+        for config, results in kernels.run(op, case, Placement(layout), operands):
+            for name, result in results.items():
+                torch.testing.assert_close(
+                    result,
+                    exact[name].to(dtype),
+                    rtol=0,
+                    atol=0,
+                    equal_nan=True,
+                    msg=lambda text, config=config, name=name, case=case: f"{config}: {name} of {case}: {text}",
+                )
 
 
 @pytest.mark.parametrize("name", [name for name in build.BUILDS if name != "plain"])
