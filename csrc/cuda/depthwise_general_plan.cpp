@@ -10,7 +10,8 @@ constexpr int kThreads = 256;
 
 /// A thread an element; past the largest grid a thread takes several.
 LaunchConfig thread_per_element(Kernel kernel, int64_t elements) {
-  return {.kernel = kernel, .grid = {std::min(ceil_div(elements, kThreads), kMaxGridX), 1, 1}, .block = {kThreads, 1, 1}};
+  return {
+      .kernel = kernel, .grid = {std::min(ceil_div(elements, kThreads), kMaxGridX), 1, 1}, .block = {kThreads, 1, 1}};
 }
 
 }  // namespace
@@ -25,10 +26,23 @@ void plan_depthwise_backward_input_general(const Problem& problem, Configs& conf
   configs.push_back(thread_per_element(Kernel::kDepthwiseBackwardInputGeneral, p.N * p.C * p.H * p.W));
 }
 
-/// A block sums a part of the pixels (n, p, q) for one tap of one channel.
+/// A block sums one of `parts` parts of the pixels (n, p, q) for one tap of tile_w channels.
 void plan_depthwise_backward_weight_general(const Problem& problem, Configs& configs) {
-  (void)problem;
-  (void)configs;
+  const ConvParams& p = problem.params;
+  // In NHWC a warp reads one pixel of 32 channels, in NCHW neighbouring pixels of one.
+  const int channels = p.layout == Layout::kNHWC ? 32 : 1;
+  const int64_t blocks_a_part = ceil_div(p.K, channels) * (p.R * p.S + 1);
+  // Enough blocks for four rounds on the device, but at least 32 pixels a thread: a part costs a read and a write of
+  // all sums.
+  const int64_t most = ceil_div(p.N * p.P * p.Q, 32 * kThreads / channels);
+  const int64_t resident =
+      int64_t{problem.device.multiprocessors} * problem.device.threads_per_multiprocessor / kThreads;
+  const int64_t parts = std::clamp<int64_t>(ceil_div(4 * resident, blocks_a_part), 1, most);
+  configs.push_back({.kernel = Kernel::kDepthwiseBackwardWeightGeneral,
+                     .grid = {std::min(blocks_a_part * parts, kMaxGridX), 1, 1},
+                     .block = {kThreads, 1, 1},
+                     .tile_w = channels,
+                     .parts = static_cast<int>(parts)});
 }
 
 }  // namespace cnnext::cuda
