@@ -27,6 +27,10 @@ struct WeightBlock {
   static constexpr int kRows = kManyRegisters && kR != 5 ? 7 : 4;
 };
 
+/// Elements of a cache line.
+template <class T>
+constexpr int64_t kLine = 64 / sizeof(T);
+
 /// A task is one output channel over one part of the batch.
 template <class T, class A>
 struct WeightCall {
@@ -53,6 +57,7 @@ template <class T>
 struct ChannelPlanes {
   const T *dy, *x;
   int64_t images;
+  const T *next_dy, *next_x;  // the first planes of the next task
 };
 
 /// For each task of the range: calls f(planes, sums), then adds the lanes of the sums [column][R], which that of dy
@@ -60,23 +65,34 @@ struct ChannelPlanes {
 template <class T, class A, class F>
 CNNEXT_INLINE void for_weight_tasks(const WeightCall<T, A>& call, int64_t begin, int64_t end, const F& f) {
   const ConvParams& p = call.p;
+  const int64_t taps_in_column = call.whole ? p.R : 1;
+  const auto planes_of = [&](int64_t index) {
+    const int64_t part = index / p.K, k = index % p.K, n = part * p.N / call.parts;
+    return ChannelPlanes<T>{call.dy + n * p.y_strides.n + k * p.y_strides.c,
+                            call.x + n * p.x_strides.n + k / (p.K / p.C) * p.x_strides.c,
+                            (part + 1) * p.N / call.parts - n, nullptr, nullptr};
+  };
   Scratch<Vec<A>, 64> sums(call.taps() + 1);
+  ChannelPlanes<T> planes = planes_of(begin);
   for (int64_t index = begin; index < end; ++index) {
-    const int64_t part = index / p.K, k = index % p.K;
+    const ChannelPlanes<T> next = planes_of(min(index + 1, end - 1));
+    planes.next_dy = next.dy;
+    planes.next_x = next.x;
     for (int64_t i = 0; i <= call.taps(); ++i) sums[i] = Vec<A>::zero();
-    const int64_t n = part * p.N / call.parts, end_n = (part + 1) * p.N / call.parts;
-    f(ChannelPlanes<T>{call.dy + n * p.y_strides.n + k * p.y_strides.c,
-                       call.x + n * p.x_strides.n + k / (p.K / p.C) * p.x_strides.c, end_n - n},
-      sums.data());
-    for (int64_t tap = 0; tap <= call.taps(); ++tap) {
-      const int64_t place = call.whole && tap < call.taps() ? tap % p.S * p.R + tap / p.S : tap;
+    f(planes, sums.data());
+    const auto finish = [&](int64_t place, int64_t tap) {
       const A value = sum(sums[place]);
       if (call.parts == 1) {
-        call.write(k, tap, value);
+        call.write(index, tap, value);
       } else {
         call.partial[index * (call.taps() + 1) + tap] = value;
       }
+    };
+    for (int64_t l = 0; l < call.columns; ++l) {
+      for (int64_t r = 0; r < taps_in_column; ++r) finish(l * taps_in_column + r, r * p.S + l);
     }
+    finish(call.taps(), call.taps());
+    planes = next;
   }
 }
 
@@ -126,6 +142,28 @@ CNNEXT_INLINE void accumulate_weights(const Vec<A> (&gradient)[kRows], const Sou
   }
 }
 
+/// table[h] = source row first_row + h, or zeros where it lies outside. Unrolled, as small planes need it for every few
+/// multiply-adds.
+template <int count, class T>
+CNNEXT_INLINE void place_rows(const PlaneShape& shape, const T* plane, const T* zeros, int64_t first_row,
+                              const T** table) {
+  const T* row = plane + first_row * shape.row_stride;
+#pragma GCC unroll 32
+  for (int h = 0; h < count; ++h, row += shape.row_stride) {
+    table[h] = static_cast<uint64_t>(first_row + h) < static_cast<uint64_t>(shape.height) ? row : zeros;
+  }
+}
+
+/// Asks for `rows` rows, row_stride apart, of `lines` cache lines. The hardware does not see planes coming: it follows
+/// a stream to the end of its page, and a block of rows is as many streams as rows.
+template <class T>
+CNNEXT_INLINE void prefetch_rows(const T* row, int64_t rows, int64_t row_stride, int lines) {
+#pragma GCC unroll 1
+  for (int64_t h = 0; h < rows; ++h, row += row_stride) {
+    for (int l = 0; l < lines; ++l) __builtin_prefetch(row + l * kLine<T>, 0, 2);
+  }
+}
+
 template <int kR, int kStep, int kStride, class T, class A>
 void backward_weight_range(const WeightCall<T, A>& call, int64_t begin, int64_t end) {
   using V = Vec<A>;
@@ -143,11 +181,25 @@ void backward_weight_range(const WeightCall<T, A>& call, int64_t begin, int64_t 
       WeightSums<kColumns, kR, A> sums(memory, first, call.columns);
       for (int64_t image = 0; image < planes.images; ++image) {
         const T* dy = planes.dy + image * p.y_strides.n;
-        source.select_plane(planes.x + image * p.x_strides.n);
+        const T* x = planes.x + image * p.x_strides.n;
+        source.select_plane(x);
+        const bool last = image + 1 == planes.images;
+        const T* next_dy = last ? planes.next_dy : dy + p.y_strides.n;
+        const T* next_x = last ? planes.next_x : x + p.x_strides.n;
         const auto block = [&](auto rows, int64_t i) {
-          source.select_rows(i * p.stride_h - p.pad_h, (rows - 1) * p.stride_h + span);
+          if constexpr (kR == 1) {
+            source.select_rows(i * p.stride_h - p.pad_h, (rows - 1) * p.stride_h + span);
+          } else {
+            place_rows<(rows - 1) * kStep + kR>(call.x_shape(), x, zeros.data(), i * kStep - p.pad_h,
+                                                row_pointers.data());
+          }
           for (int64_t q = 0, strip = 0; q < p.Q; q += V::kWidth, ++strip) {
             const int lanes = static_cast<int>(min(V::kWidth, p.Q - q));
+            if (kR > 1 && q % kLine<T> == 0) {
+              prefetch_rows(next_dy + i * p.y_strides.h + q, rows, p.y_strides.h, 1);
+              prefetch_rows(next_x + i * kStep * p.x_strides.h + q * kStep, min(rows * kStep, p.H - i * kStep),
+                            p.x_strides.h, kStep);
+            }
             const T* from = dy + i * p.y_strides.h + q;
             V gradient[rows];
             for (int b = 0; b < rows; ++b, from += p.y_strides.h) {
@@ -171,29 +223,47 @@ template <int kR, class T, class A>
 void backward_weight_range_pairs(const WeightCall<T, A>& call, int64_t begin, int64_t end) {
   using V = Vec<A>;
   using Source = RowPairSource<T, A>;
-  constexpr int kPairs = 3;
+  constexpr int kPairs = 3;  // followed by one that may be a row alone, so that 7 or 8 rows are one block
   const ConvParams& p = call.p;
-  Source source(call.x_shape()), last_source(call.x_shape());  // apart, as each remembers which rows it selected
+  Source source(call.x_shape());
+  TapPosition last_positions[kR];
+  for (int l = 0; l < kR; ++l) last_positions[l] = {call.positions[l].row + 2 * kPairs, call.positions[l].column};
   const StripTaps<Source> taps(source, call.positions, kR, 2 * p.Q, 1, V::kWidth);
   const StripTaps<Source> single_taps(source, call.positions, kR, p.Q, 1, V::kWidth);
+  const StripTaps<Source> last_taps(source, last_positions, kR, 2 * p.Q, 1, V::kWidth);
+  const StripTaps<Source> last_single_taps(source, last_positions, kR, p.Q, 1, V::kWidth);
 
   for_weight_tasks(call, begin, end, [&](const ChannelPlanes<T>& planes, V* memory) {
     WeightSums<kR, kR, A> sums(memory, 0, kR);
     for (int64_t image = 0; image < planes.images; ++image) {
       const T* dy = planes.dy + image * p.y_strides.n;
-      const auto block = [&](auto pairs, Source& block_source, int64_t i, int64_t rows_in_vector) {
-        block_source.select_plane(planes.x + image * p.x_strides.n);
-        block_source.select_rows(i - p.pad_h, 2 * (pairs - 1) + kR);
-        V gradient[pairs];
-        for (int b = 0; b < pairs; ++b) {
-          gradient[b] = V::load(dy + (i + 2 * b) * p.Q, static_cast<int>(rows_in_vector * p.Q));
+      const T* x = planes.x + image * p.x_strides.n;
+      const bool last = image + 1 == planes.images;
+      prefetch_rows(last ? planes.next_dy : dy + p.y_strides.n, ceil_div(p.P * p.Q, kLine<T>), kLine<T>, 1);
+      prefetch_rows(last ? planes.next_x : x + p.x_strides.n, ceil_div(p.H * p.W, kLine<T>), kLine<T>, 1);
+      source.select_plane(x);
+      const auto load = [&](auto& gradient, int64_t i) {
+        constexpr int pairs = sizeof(gradient) / sizeof(V);
+        for (int b = 0; b < pairs; ++b, i += 2) {
+          gradient[b] = V::load(dy + i * p.Q, static_cast<int>(min(2, p.P - i) * p.Q));
         }
-        accumulate_weights<pairs, 2>(gradient, block_source, (rows_in_vector == 2 ? taps : single_taps).strip(0), 2,
-                                     sums);
       };
       int64_t i = 0;
-      for (; i + 2 * kPairs <= p.P; i += 2 * kPairs) block(std::integral_constant<int, kPairs>{}, source, i, 2);
-      for (; i < p.P; i += 2) block(std::integral_constant<int, 1>{}, last_source, i, min(2, p.P - i));
+      for (; i + 2 * kPairs < p.P; i += 2 * kPairs + 2) {
+        source.select_rows(i - p.pad_h, 2 * kPairs + kR);
+        V gradient[kPairs], last_gradient[1];
+        load(gradient, i);
+        load(last_gradient, i + 2 * kPairs);
+        accumulate_weights<kPairs, 2>(gradient, source, taps.strip(0), 2, sums);
+        accumulate_weights<1, 2>(last_gradient, source,
+                                 (i + 2 * kPairs + 1 < p.P ? last_taps : last_single_taps).strip(0), 2, sums);
+      }
+      for (; i < p.P; i += 2) {
+        source.select_rows(i - p.pad_h, kR);
+        V gradient[1];
+        load(gradient, i);
+        accumulate_weights<1, 2>(gradient, source, (i + 1 < p.P ? taps : single_taps).strip(0), 2, sums);
+      }
     }
     sums.write(memory, kR);
   });
