@@ -4,6 +4,8 @@
 //                                                        q * stride_w - pad_w + s * dilation_w]
 //   dbias[k]    = sum over n, p, q of dy[n, k, p, q],   m = K / C the channel multiplier, x = 0 outside the image
 //
+// (An infinite dy at the border gives NaN, infinity times the padding's zero, as ATen's convolution does.)
+//
 // A block owns one part of the pixels (n, p, q), one tap (r, s), or the sums of dy as the tap after the last, and
 // config.tile_w channels: one in NCHW, 32 in NHWC, so that neighbouring threads read neighbouring elements of memory. A
 // thread owns one of these channels and every so manyeth pixel; the block's sums meet in shared memory in a fixed order
@@ -64,9 +66,11 @@ __device__ A sum_of_pixels(const ConvParams& params, const T* dy, const T* x, in
     }
     const int64_t h = at.p * params.stride_h + row_offset;
     const int64_t w = at.q * params.stride_w + column_offset;
-    if (h < 0 || h >= params.H || w < 0 || w >= params.W) continue;
-    sum += to_accumulator(*dy_element) *
-           to_accumulator(x_channel[at.n * params.x_strides.n + h * params.x_strides.h + w * params.x_strides.w]);
+    const bool inside = h >= 0 && h < params.H && w >= 0 && w < params.W;
+    const A x_value =
+        inside ? to_accumulator(x_channel[at.n * params.x_strides.n + h * params.x_strides.h + w * params.x_strides.w])
+               : A(0);
+    sum += to_accumulator(*dy_element) * x_value;
   }
   return sum;
 }
