@@ -199,6 +199,24 @@ GROUPED_CASES = (
     case("groups_filter_1x5", (1, 8, 6, 9), 12, (1, 5), padding=(0, 2), groups=4),
 )
 
+# Sizes on the edges of the CUDA kernels' tiles, vectors and grids.
+GROUPED_CUDA_CASES = (
+    case("cuda_dense_16", (1, 16, 7, 9), 24, 3, padding=1),
+    case("cuda_dense_72_to_136", (1, 72, 5, 7), 136, 3, padding=1),
+    case("cuda_dense_s2", (2, 64, 9, 10), 64, 3, stride=2, padding=1),
+    case("cuda_dense_s2_unpadded", (1, 40, 10, 9), 32, 3, stride=2),
+    case("cuda_dense_5x5_dilated", (1, 16, 12, 13), 16, 5, padding=4, dilation=2),
+    case("cuda_dense_s2_dilated", (1, 16, 11, 12), 16, 3, stride=2, padding=2, dilation=2),
+    case("cuda_1x1_s2", (2, 24, 9, 8), 40, 1, stride=2),
+    case("cuda_1x1_more_pixels_than_a_tile", (3, 64, 8, 9), 128, 1),
+    case("cuda_groups_of_8", (1, 24, 7, 9), 24, 3, padding=1, groups=3),
+    case("cuda_groups_of_16_s2", (1, 32, 9, 9), 32, 3, stride=2, padding=1, groups=2),
+    case("cuda_groups_of_32", (1, 64, 6, 5), 64, 3, padding=1, groups=2),
+    case("cuda_groups_8_to_16", (1, 16, 6, 7), 32, 3, padding=1, groups=2),
+    case("cuda_uneven_stride", (1, 16, 9, 11), 16, 3, stride=(1, 2), padding=(0, 2)),
+    case("cuda_many_parts", (4, 16, 24, 25), 16, 1),
+)
+
 POINTWISE_CASES = (
     case("one_pixel", (1, 1, 1, 1), 1, 1),
     case("one_pixel_many_channels", (3, 40, 1, 1), 10, 1),
@@ -228,10 +246,12 @@ CASES: dict[str, tuple[Case, ...]] = {
     "pointwise": POINTWISE_CASES,
 }
 
+CUDA_CASES: dict[str, tuple[Case, ...]] = {"depthwise": DEPTHWISE_CUDA_CASES, "grouped": GROUPED_CUDA_CASES}
+
 
 def by_name(op: str, *names: str) -> tuple[Case, ...]:
     """The named cases of `op`, in the order of the names."""
-    known = {entry.name: entry for entry in CASES[op] + (DEPTHWISE_CUDA_CASES if op == "depthwise" else ())}
+    known = {entry.name: entry for entry in CASES[op] + CUDA_CASES.get(op, ())}
     return tuple(known[name] for name in names)
 
 

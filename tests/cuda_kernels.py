@@ -7,16 +7,20 @@ elements of an output that is a slice of a wider tensor must still be NaN afterw
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from tests.cases import Case
+from tests.cases import Case, integer_operands, random_grad, random_operands
 from tests.emulator import build
 from tests.kernel_library import dense_strides
+from tests.reference import assert_same_bits, assert_within, expect_exact, expect_forward, expect_gradients
 
 #: The operators of a family.
 OPS = ("forward", "backward_input", "backward_weight")
@@ -94,6 +98,29 @@ class Operands:
     dy: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Variant:
+    """The family of operators, and what else its planners look at."""
+
+    family: str
+    allow_tf32: bool = False
+    filter_channels_last: bool = False
+
+    def __str__(self) -> str:
+        flags = {"tf32": self.allow_tf32, "filter_channels_last": self.filter_channels_last}
+        return "_".join([self.family, *(name for name, is_set in flags.items() if is_set)])
+
+    def filter_to_memory(self, w: torch.Tensor) -> torch.Tensor:
+        """The filter as it lies in memory."""
+        return w.permute(0, 2, 3, 1).contiguous() if self.filter_channels_last else w.contiguous()
+
+    def filter_from_memory(self, w: torch.Tensor) -> torch.Tensor:
+        return w.permute(0, 3, 1, 2) if self.filter_channels_last else w
+
+
+DEPTHWISE = Variant("depthwise")
+
+
 @dataclass
 class CudaKernels:
     """The launchers and planners of one of the emulator's builds."""
@@ -104,7 +131,7 @@ class CudaKernels:
     def __post_init__(self) -> None:
         self.module = build.load(self.build)
 
-    def problem(self, case: Case, dtype: torch.dtype, x: Operand, y: Operand, layout: str, activation: int = 0) -> Any:
+    def problem(self, case: Case, x: Operand, y: Operand, layout: str, activation: int = 0) -> Any:
         """The planners' view of `case` on these operands."""
         module = self.module
         params = module.ConvParams()
@@ -142,13 +169,6 @@ class CudaKernels:
         finally:
             self.module.clear_buffers()
 
-    def _launch(self, function: Callable[..., None], params: Any, config: Any, *operands: Operand | None) -> None:
-        with self._registered(*operands):
-            function(params, config, *(0 if operand is None else operand.address for operand in operands))
-        for operand in operands:
-            if operand is not None and operand.written:
-                operand.check_gaps()
-
     def run(
         self,
         op: str,
@@ -156,57 +176,97 @@ class CudaKernels:
         placement: Placement,
         operands: Operands,
         activation: int = 0,
+        variant: Variant = DEPTHWISE,
     ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
         """Runs every configuration that the planner lists: its description, and the results by name.
 
         Args:
             op: one of `OPS`, which gives y, dx, or dw and dbias (if the operands have a bias).
         """
-        return getattr(self, f"_{op}")(case, placement, operands, activation)
+        x, dy = operands.x, operands.dy
+        w = flat("w", variant.filter_to_memory(operands.w))
+        if op == "forward":
+            outer = place_output("y", case.output_shape, x.dtype, placement)
+            problem = self.problem(case, placed_x := place("x", x, placement), outer, placement.layout, activation)
+            inputs, results = (placed_x, w, flat("bias", operands.bias)), {"y": outer}
+        elif op == "backward_input":
+            outer = place_output("dx", case.input_shape, dy.dtype, placement)
+            problem = self.problem(case, outer, placed_dy := place("dy", dy, placement), placement.layout)
+            inputs, results = (placed_dy, w), {"dx": outer}
+        else:
+            inputs = (place("dy", dy, placement), place("x", x, placement))
+            problem = self.problem(case, inputs[1], inputs[0], placement.layout)
+            dw = flat("dw", torch.full_like(variant.filter_to_memory(operands.w), torch.nan), written=True)
+            dbias = None if operands.bias is None else torch.full_like(operands.bias, torch.nan)
+            results = {"dw": dw, "dbias": flat("dbias", dbias, written=True)}
+        problem.allow_tf32, problem.filter_channels_last = variant.allow_tf32, variant.filter_channels_last
 
-    def _forward(
-        self, case: Case, placement: Placement, operands: Operands, activation: int
-    ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-        x = place("x", operands.x, placement)
-        w, bias = flat("w", operands.w), flat("bias", operands.bias)
-        y = place_output("y", case.output_shape, x.tensor.dtype, placement)
-        problem = self.problem(case, x, y, placement.layout, activation)
-        for config in self.module.depthwise_forward_configs(problem):
-            y.tensor.fill_(torch.nan)
-            self._launch(self.module.depthwise_forward, problem.params, config, x, w, bias, y)
-            yield repr(config), {"y": y.tensor}
-
-    def _backward_input(
-        self, case: Case, placement: Placement, operands: Operands, activation: int
-    ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-        dy, w = place("dy", operands.dy, placement), flat("w", operands.w)
-        dx = place_output("dx", case.input_shape, dy.tensor.dtype, placement)
-        problem = self.problem(case, dx, dy, placement.layout, activation)
-        for config in self.module.depthwise_backward_input_configs(problem):
-            dx.tensor.fill_(torch.nan)
-            self._launch(self.module.depthwise_backward_input, problem.params, config, dy, w, dx)
-            yield repr(config), {"dx": dx.tensor}
-
-    def _backward_weight(
-        self, case: Case, placement: Placement, operands: Operands, activation: int
-    ) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-        dy, x = place("dy", operands.dy, placement), place("x", operands.x, placement)
-        problem = self.problem(case, x, dy, placement.layout, activation)
-        for config in self.module.depthwise_backward_weight_configs(problem):
-            results = {"dw": torch.full(case.weight_shape, torch.nan, dtype=x.tensor.dtype)}
-            if operands.bias is not None:
-                results["dbias"] = torch.full((case.k,), torch.nan, dtype=x.tensor.dtype)
-            placed = {name: flat(name, result, written=True) for name, result in results.items()}
-            size = self.module.workspace_bytes(problem, config)
-            workspace = flat("workspace", torch.full((size // 4,), torch.nan), written=True) if size else None
-            self._launch(
-                self.module.depthwise_backward_weight,
-                problem.params,
-                config,
-                dy,
-                x,
-                placed["dw"],
-                placed.get("dbias"),
-                workspace,
+        plan = getattr(self.module, f"{variant.family}_{op}_configs")
+        launch = getattr(self.module, f"{variant.family}_{op}")
+        flags = () if variant.family == "depthwise" else (variant.filter_channels_last,)
+        for config in plan(problem):
+            for result in results.values():
+                if result is not None:
+                    result.tensor.fill_(torch.nan)
+            operands_of_launch = [*inputs, *results.values()]
+            if variant.family != "depthwise" or op == "backward_weight":
+                size = self.module.workspace_bytes(problem, config)
+                workspace = torch.full((-(-size // 4),), torch.nan) if size else None
+                operands_of_launch.append(flat("workspace", workspace, written=True))
+            with self._registered(*operands_of_launch):
+                addresses = [0 if operand is None else operand.address for operand in operands_of_launch]
+                launch(problem.params, config, *flags, *addresses)
+            given = {name: result for name, result in results.items() if result is not None}
+            for result in given.values():
+                result.check_gaps()
+            yield (
+                repr(config),
+                {
+                    name: variant.filter_from_memory(result.tensor) if name == "dw" else result.tensor
+                    for name, result in given.items()
+                },
             )
-            yield repr(config), {name: operand.tensor for name, operand in placed.items() if operand is not None}
+
+
+def integers(case: Case, dtype: torch.dtype) -> Operands:
+    """Operands whose every product and sum is exact."""
+    return Operands(*integer_operands(case, dtype), random_grad(case, dtype, integers=True))
+
+
+def exact_results(case: Case, operands: Operands) -> dict[str, torch.Tensor]:
+    """What `operands` give, by name, in float64."""
+    exact = expect_exact(case, operands.dy, operands.x, operands.w, operands.bias)
+    return {"y": exact.output, "dx": exact.grad_input, "dw": exact.grad_weight, "dbias": exact.grad_bias}
+
+
+def check_integers(
+    kernels: CudaKernels, op: str, case: Case, dtype: torch.dtype, placement: Placement, variant: Variant = DEPTHWISE
+) -> None:
+    """Every configuration agrees with float64 to the bit."""
+    operands = integers(case, dtype)
+    exact = exact_results(case, operands)
+    for config, results in kernels.run(op, case, placement, operands, variant=variant):
+        for name, result in results.items():
+            assert_same_bits(result, exact[name], f"{config}: {name}")
+
+
+def check_random(
+    kernels: CudaKernels, op: str, case: Case, dtype: torch.dtype, placement: Placement, variant: Variant = DEPTHWISE
+) -> None:
+    """Every configuration stays within the bounds of the reference; without a bias."""
+    x, w, _ = random_operands(case, dtype)
+    operands = Operands(x, w, None, random_grad(case, dtype))
+    gradients = expect_gradients(case, operands.dy, x, w)
+    expected = {"y": expect_forward(case, x, w, None), "dx": gradients.input, "dw": gradients.weight}
+    for config, results in kernels.run(op, case, placement, operands, variant=variant):
+        for name, result in results.items():
+            assert_within(result, expected[name], f"{config}: {name}")
+
+
+def run_in_build(name: str, file: str) -> None:
+    """Runs the tests of `file` in a process that tests the build `name` of the emulator."""
+    environment = {**os.environ, **build.environment(name), "CNNEXT_EMULATOR_BUILD": name}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", file]
+    root = Path(__file__).parent.parent
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root, check=False)
+    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]

@@ -6,27 +6,25 @@ end of this file starts a process for each of the others.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from cnnext.ops import ACTIVATIONS
-from tests.cases import (
-    DEPTHWISE_CASES,
-    DEPTHWISE_CUDA_CASES,
-    Case,
-    by_name,
-    integer_operands,
-    random_grad,
-    random_operands,
+from tests.cases import DEPTHWISE_CASES, DEPTHWISE_CUDA_CASES, Case, by_name, random_grad, random_operands
+from tests.cuda_kernels import (
+    BUILD,
+    OPS,
+    CudaKernels,
+    Operands,
+    Placement,
+    check_integers,
+    check_random,
+    exact_results,
+    integers,
+    run_in_build,
 )
-from tests.cuda_kernels import BUILD, OPS, CudaKernels, Operands, Placement
 from tests.emulator import build
-from tests.reference import DTYPES, assert_same_bits, assert_within, expect_exact, expect_forward, expect_gradients
+from tests.reference import DTYPES, assert_within, expect_forward
 
 pytestmark = pytest.mark.skipif(build.cuda_headers() is None, reason="no CUDA headers: neither a toolkit nor a package")
 
@@ -45,24 +43,6 @@ def kernels() -> CudaKernels:
     return CudaKernels()
 
 
-def integers(case: Case, dtype: torch.dtype) -> Operands:
-    return Operands(*integer_operands(case, dtype), random_grad(case, dtype, integers=True))
-
-
-def exact_results(case: Case, operands: Operands) -> dict[str, torch.Tensor]:
-    exact = expect_exact(case, operands.dy, operands.x, operands.w, operands.bias)
-    return {"y": exact.output, "dx": exact.grad_input, "dw": exact.grad_weight, "dbias": exact.grad_bias}
-
-
-def check_integers(kernels: CudaKernels, op: str, case: Case, dtype: torch.dtype, placement: Placement) -> None:
-    """Every product and sum of small integers is exact: the results must agree to the bit."""
-    operands = integers(case, dtype)
-    exact = exact_results(case, operands)
-    for config, results in kernels.run(op, case, placement, operands):
-        for name, result in results.items():
-            assert_same_bits(result, exact[name], f"{config}: {name}")
-
-
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, **IDS)
@@ -77,13 +57,7 @@ def test_integers_are_exact(kernels: CudaKernels, case: Case, dtype: torch.dtype
 @pytest.mark.parametrize("dtype", DTYPES, **IDS)
 @pytest.mark.parametrize("case", CASES, **IDS)
 def test_random_values(kernels: CudaKernels, case: Case, dtype: torch.dtype, layout: str, op: str) -> None:
-    x, w, _ = random_operands(case, dtype)
-    operands = Operands(x, w, None, random_grad(case, dtype))
-    gradients = expect_gradients(case, operands.dy, x, w)
-    expected = {"y": expect_forward(case, x, w, None), "dx": gradients.input, "dw": gradients.weight}
-    for config, results in kernels.run(op, case, Placement(layout), operands):
-        for name, result in results.items():
-            assert_within(result, expected[name], f"{config}: {name}")
+    check_random(kernels, op, case, dtype, Placement(layout))
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -158,8 +132,4 @@ def test_infinities_stay_where_they_belong(kernels: CudaKernels, dtype: torch.dt
 @pytest.mark.parametrize("name", [name for name in build.BUILDS if name != "plain"])
 @pytest.mark.skipif(BUILD != "plain", reason="this is a process that it starts")
 def test_in_the_other_builds(name: str) -> None:
-    environment = {**os.environ, **build.environment(name), "CNNEXT_EMULATOR_BUILD": name}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", __file__]
-    root = Path(__file__).parent.parent
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root, check=False)
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    run_in_build(name, __file__)

@@ -23,6 +23,15 @@ void depthwise_backward_input(const ConvParams& params, const LaunchConfig& conf
 void depthwise_backward_weight(const ConvParams& params, const LaunchConfig& config, const void* dy, const void* x,
                                void* dw, void* dbias, void* workspace, Stream stream);
 
+/// The same for grouped, dense and 1x1 convolution. `filter_channels_last`: w, or dw, lies in memory as
+/// [K][R][S][C / groups] instead of [K][C / groups][R][S]. `workspace` has workspace_bytes(...), 16-byte aligned.
+void grouped_forward(const ConvParams& params, const LaunchConfig& config, bool filter_channels_last, const void* x,
+                     const void* w, const void* bias, void* y, void* workspace, Stream stream);
+void grouped_backward_input(const ConvParams& params, const LaunchConfig& config, bool filter_channels_last,
+                            const void* dy, const void* w, void* dx, void* workspace, Stream stream);
+void grouped_backward_weight(const ConvParams& params, const LaunchConfig& config, bool filter_channels_last,
+                             const void* dy, const void* x, void* dw, void* dbias, void* workspace, Stream stream);
+
 // --- The launchers of single kernels; those above choose among them by config.kernel. ---
 
 void depthwise_forward_general(const ConvParams& params, const LaunchConfig& config, const void* x, const void* w,
@@ -50,5 +59,30 @@ void depthwise_backward_weight_nchw(const ConvParams& params, const LaunchConfig
 /// sums of dy last, in ascending order, and rounds once.
 void depthwise_backward_weight_reduce(const ConvParams& params, int parts, const void* workspace, void* dw, void* dbias,
                                       Stream stream);
+
+/// packed[K][R][S][C / groups] = w[K][C / groups][R][S]
+void grouped_pack_filter(const ConvParams& params, const void* w, void* packed, Stream stream);
+
+// These take any problem, and the filter in either order.
+void grouped_forward_general(const ConvParams& params, const LaunchConfig& config, bool filter_channels_last,
+                             const void* x, const void* w, const void* bias, void* y, Stream stream);
+void grouped_backward_input_general(const ConvParams& params, const LaunchConfig& config, bool filter_channels_last,
+                                    const void* dy, const void* w, void* dx, Stream stream);
+void grouped_backward_weight_general(const ConvParams& params, const LaunchConfig& config, bool filter_channels_last,
+                                     const void* dy, const void* x, void* dw, void* dbias, Stream stream);
+
+// These take the filter as [K][R][S][C / groups].
+void grouped_forward_nhwc(const ConvParams& params, const LaunchConfig& config, const void* x, const void* w,
+                          const void* bias, void* y, Stream stream);
+void grouped_backward_input_nhwc(const ConvParams& params, const LaunchConfig& config, const void* dy, const void* w,
+                                 void* dx, Stream stream);
+
+/// Leaves sums in the workspace: [parts][groups][R * S][K / groups][C / groups], then [parts][K] of dy if `with_bias`.
+void grouped_backward_weight_nhwc(const ConvParams& params, const LaunchConfig& config, const void* dy, const void* x,
+                                  bool with_bias, float* workspace, Stream stream);
+
+/// The second stage: adds the parts in ascending order and rounds once. `dbias` may be null.
+void grouped_backward_weight_reduce(const ConvParams& params, int parts, bool filter_channels_last,
+                                    const float* workspace, void* dw, void* dbias, Stream stream);
 
 }  // namespace cnnext::cuda

@@ -13,6 +13,12 @@ const char* to_string(Kernel kernel) {
     case Kernel::kDepthwiseBackwardWeightGeneral: return "depthwise_backward_weight_general";
     case Kernel::kDepthwiseBackwardWeightNhwc: return "depthwise_backward_weight_nhwc";
     case Kernel::kDepthwiseBackwardWeightNchw: return "depthwise_backward_weight_nchw";
+    case Kernel::kGroupedForwardGeneral: return "grouped_forward_general";
+    case Kernel::kGroupedForwardNhwc: return "grouped_forward_nhwc";
+    case Kernel::kGroupedBackwardInputGeneral: return "grouped_backward_input_general";
+    case Kernel::kGroupedBackwardInputNhwc: return "grouped_backward_input_nhwc";
+    case Kernel::kGroupedBackwardWeightGeneral: return "grouped_backward_weight_general";
+    case Kernel::kGroupedBackwardWeightNhwc: return "grouped_backward_weight_nhwc";
   }
   return "unknown";
 }
@@ -34,6 +40,8 @@ std::string LaunchConfig::to_string() const {
   field("vector", vector);
   field("planes", planes);
   field("parts", parts);
+  if (tf32) text += " tf32";
+  if (packs_filter) text += " packs_filter";
   return text;
 }
 
@@ -61,10 +69,34 @@ Configs depthwise_backward_weight_configs(const Problem& problem) {
   return configs;
 }
 
+Configs grouped_forward_configs(const Problem& problem) {
+  Configs configs;
+  plan_grouped_forward_nhwc(problem, configs);
+  plan_grouped_forward_general(problem, configs);
+  return configs;
+}
+
+Configs grouped_backward_input_configs(const Problem& problem) {
+  Configs configs;
+  plan_grouped_backward_input_nhwc(problem, configs);
+  plan_grouped_backward_input_general(problem, configs);
+  return configs;
+}
+
+Configs grouped_backward_weight_configs(const Problem& problem) {
+  Configs configs;
+  plan_grouped_backward_weight_nhwc(problem, configs);
+  plan_grouped_backward_weight_general(problem, configs);
+  return configs;
+}
+
 int64_t workspace_bytes(const Problem& problem, const LaunchConfig& config) {
   const ConvParams& p = problem.params;
+  const int64_t filter = p.K * p.channels_per_group() * p.R * p.S;
+  if (config.packs_filter) return filter * size_of(p.dtype);
   const int64_t accumulator_bytes = p.dtype == DType::kFloat64 ? 8 : 4;
-  return config.parts * p.K * (p.R * p.S + 1) * accumulator_bytes;
+  const int64_t sums = config.kernel == Kernel::kGroupedBackwardWeightNhwc ? filter + p.K : p.K * (p.R * p.S + 1);
+  return config.parts * sums * accumulator_bytes;
 }
 
 }  // namespace cnnext::cuda

@@ -29,6 +29,12 @@ enum class Kernel {
   kDepthwiseBackwardWeightGeneral,
   kDepthwiseBackwardWeightNhwc,
   kDepthwiseBackwardWeightNchw,
+  kGroupedForwardGeneral,
+  kGroupedForwardNhwc,
+  kGroupedBackwardInputGeneral,
+  kGroupedBackwardInputNhwc,
+  kGroupedBackwardWeightGeneral,
+  kGroupedBackwardWeightNhwc,
 };
 
 const char* to_string(Kernel kernel);
@@ -44,6 +50,8 @@ struct LaunchConfig {
   int vector = 0;              // elements of an access to global memory
   int planes = 0;              // (n, c) planes of a block
   int parts = 0;               // partial results that a second kernel adds up
+  bool tf32 = false;           // float32 products rounded to TF32 on tensor cores
+  bool packs_filter = false;   // the filter is first copied to the workspace as [K][R][S][C / groups]
 
   std::string to_string() const;
 };
@@ -54,6 +62,8 @@ struct Problem {
   ConvParams params;
   int alignment = 16;
   DeviceFacts device;
+  bool allow_tf32 = false;            // float32 may be rounded to TF32 on tensor cores
+  bool filter_channels_last = false;  // w and dw lie in memory as [K][R][S][C / groups]
 };
 
 /// Every configuration that can run the problem, the preferred one first. The last is the general kernel's, so the list
@@ -62,7 +72,11 @@ std::vector<LaunchConfig> depthwise_forward_configs(const Problem& problem);
 std::vector<LaunchConfig> depthwise_backward_input_configs(const Problem& problem);
 std::vector<LaunchConfig> depthwise_backward_weight_configs(const Problem& problem);
 
-/// Bytes of the workspace that a configuration of depthwise_backward_weight needs; 0 if none.
+std::vector<LaunchConfig> grouped_forward_configs(const Problem& problem);
+std::vector<LaunchConfig> grouped_backward_input_configs(const Problem& problem);
+std::vector<LaunchConfig> grouped_backward_weight_configs(const Problem& problem);
+
+/// Bytes of the workspace that a configuration needs; 0 if none.
 int64_t workspace_bytes(const Problem& problem, const LaunchConfig& config);
 
 // --- The planners of single kernels, each beside its kernel in <kernel>_plan.cpp. They append to `configs`, the
@@ -79,6 +93,13 @@ void plan_depthwise_backward_input_nchw(const Problem& problem, Configs& configs
 void plan_depthwise_backward_weight_general(const Problem& problem, Configs& configs);
 void plan_depthwise_backward_weight_nhwc(const Problem& problem, Configs& configs);
 void plan_depthwise_backward_weight_nchw(const Problem& problem, Configs& configs);
+
+void plan_grouped_forward_general(const Problem& problem, Configs& configs);
+void plan_grouped_forward_nhwc(const Problem& problem, Configs& configs);
+void plan_grouped_backward_input_general(const Problem& problem, Configs& configs);
+void plan_grouped_backward_input_nhwc(const Problem& problem, Configs& configs);
+void plan_grouped_backward_weight_general(const Problem& problem, Configs& configs);
+void plan_grouped_backward_weight_nhwc(const Problem& problem, Configs& configs);
 
 /// The x dimension of a grid holds 2^31 - 1 blocks; y and z hold 65535.
 constexpr int64_t kMaxGridX = (int64_t{1} << 31) - 1;

@@ -1,0 +1,167 @@
+// Configurations of the grouped kernels: the channels_last implicit GEMMs by a cost model, then those of last resort.
+//
+// The cost of a tile is counted in multiply-adds of a full SM: the multiplications of all its blocks, tails of the tile
+// and of the last wave included, over what the tile's shape can reach of the peak, plus a block's start and end. It
+// ranks tiles of one problem; the static report predicts times.
+#include <algorithm>
+
+#include "launch_config.h"
+
+namespace cnnext::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+/// A tile of the implicit GEMM (grouped_nhwc.cuh).
+struct GemmTileShape {
+  int m, n, threads;
+  int blocks_per_multiprocessor;
+  double efficiency;  // of the multiplications: a smaller tile loads more a multiplication
+};
+
+constexpr GemmTileShape kTiles[] = {{128, 128, 256, 1, 1.0}, {128, 64, 256, 2, 0.85}, {64, 64, 128, 3, 0.7}};
+
+/// The start of a block, until its first tiles are there, and its epilogue, in steps of the main loop.
+constexpr double kStepsOfOverhead = 6;
+
+/// What an SM does in the time of one step (64 x 64 outputs, a line deep), relative: float32 without tensor cores is
+/// slower, which does not change the ranking.
+double cost(const GemmTileShape& tile, int64_t blocks, int64_t steps, const DeviceFacts& device) {
+  const int64_t slots = int64_t{device.multiprocessors} * tile.blocks_per_multiprocessor;
+  const int64_t waves = ceil_div(blocks, slots);
+  const double step = static_cast<double>(tile.m) * tile.n / tile.efficiency;
+  return static_cast<double>(waves) * tile.blocks_per_multiprocessor * step *
+         (static_cast<double>(steps) + kStepsOfOverhead);
+}
+
+constexpr bool is_multiple(int64_t value, int64_t of) { return value % of == 0; }
+
+/// Whether every access can be 16 bytes wide, and every number fits where the kernels keep it.
+bool fits_implicit_gemm(const Problem& problem) {
+  const ConvParams& p = problem.params;
+  if (p.layout != Layout::kNHWC || p.dtype == DType::kFloat64 || problem.alignment < 16) return false;
+  const int vector = 16 / size_of(p.dtype);
+  const auto aligned = [&](const Strides4& strides) {
+    return is_multiple(strides.n, vector) && is_multiple(strides.h, vector) && is_multiple(strides.w, vector);
+  };
+  if (!aligned(p.x_strides) || !aligned(p.y_strides)) return false;
+  if (!is_multiple(p.channels_per_group(), vector) || !is_multiple(p.outputs_per_group(), vector)) return false;
+  constexpr int64_t kMost = int64_t{1} << 28;  // of a position, with room for the sums in the kernels' 32 bits
+  const auto small = [](auto... values) { return ((values < kMost) && ...); };
+  return p.groups <= kMaxGridYZ &&
+         small(p.N, p.C, p.K, p.H, p.W, p.P, p.Q, p.R * p.S, p.pad_h, p.pad_w, p.dilation_h * p.R, p.dilation_w * p.S,
+               p.P * p.stride_h, p.Q * p.stride_w, p.K * p.channels_per_group() / p.groups * p.R * p.S);
+}
+
+bool needs_packing(const Problem& problem) {
+  const ConvParams& p = problem.params;
+  return !problem.filter_channels_last && p.R * p.S > 1 && p.channels_per_group() > 1;
+}
+
+/// Adds the tiles with float32's arithmetic, or TF32's and then float32's, the cheapest tile first.
+void append_tiles(const Problem& problem, Kernel kernel, int64_t pixels, int64_t columns, int64_t steps, int classes,
+                  Configs& configs) {
+  struct Candidate {
+    double cost;
+    LaunchConfig config;
+  };
+  std::vector<Candidate> candidates;
+  for (const GemmTileShape& tile : kTiles) {
+    const int64_t tiles = ceil_div(pixels, tile.m) * ceil_div(columns, tile.n);
+    if (tiles > kMaxGridX) continue;
+    LaunchConfig config;
+    config.kernel = kernel;
+    config.grid[0] = tiles, config.grid[1] = problem.params.groups, config.grid[2] = classes;
+    config.block[0] = tile.threads;
+    config.tile_h = tile.m, config.tile_w = tile.n, config.vector = 16 / size_of(problem.params.dtype);
+    config.packs_filter = needs_packing(problem);
+    candidates.push_back({cost(tile, tiles * problem.params.groups * classes, steps, problem.device), config});
+  }
+  std::stable_sort(candidates.begin(), candidates.end(),
+                   [](const Candidate& a, const Candidate& b) { return a.cost < b.cost; });
+  if (problem.allow_tf32 && problem.params.dtype == DType::kFloat32) {
+    for (Candidate candidate : candidates) {
+      candidate.config.tf32 = true;
+      configs.push_back(candidate.config);
+    }
+  }
+  for (const Candidate& candidate : candidates) configs.push_back(candidate.config);
+}
+
+/// Steps of the main loop: taps times lines of 128 bytes of the reduced channels.
+int64_t steps_of(const ConvParams& p, int64_t taps, int64_t depth) {
+  return taps * ceil_div(depth * size_of(p.dtype), 128);
+}
+
+LaunchConfig thread_per_element(Kernel kernel, int64_t elements) {
+  LaunchConfig config;
+  config.kernel = kernel;
+  config.grid[0] = std::min(ceil_div(elements, kThreads), kMaxGridX);
+  config.block[0] = kThreads;
+  return config;
+}
+
+}  // namespace
+
+void plan_grouped_forward_nhwc(const Problem& problem, Configs& configs) {
+  const ConvParams& p = problem.params;
+  if (!fits_implicit_gemm(problem)) return;
+  append_tiles(problem, Kernel::kGroupedForwardNhwc, p.N * p.P * p.Q, p.outputs_per_group(),
+               steps_of(p, p.R * p.S, p.channels_per_group()), 1, configs);
+}
+
+void plan_grouped_backward_input_nhwc(const Problem& problem, Configs& configs) {
+  const ConvParams& p = problem.params;
+  // A class of positions modulo the stride has its own axis; the kernel has room for two.
+  if (!fits_implicit_gemm(problem) || p.stride_h > 2 || p.stride_w > 2) return;
+  const int classes = static_cast<int>(p.stride_h * p.stride_w);
+  const int64_t pixels = p.N * ceil_div(p.H, p.stride_h) * ceil_div(p.W, p.stride_w);
+  const int64_t taps = ceil_div(p.R * p.S, classes);
+  append_tiles(problem, Kernel::kGroupedBackwardInputNhwc, pixels, p.channels_per_group(),
+               steps_of(p, taps, p.outputs_per_group()), classes, configs);
+}
+
+void plan_grouped_backward_weight_nhwc(const Problem& problem, Configs& configs) {
+  const ConvParams& p = problem.params;
+  if (!fits_implicit_gemm(problem)) return;
+  const int64_t step_pixels = 128 / size_of(p.dtype);
+  const int64_t steps = ceil_div(p.N * p.P * p.Q, step_pixels);
+  Configs tiles;
+  // Rows are output channels, columns input channels, and a tap is a tile of its own.
+  append_tiles(problem, Kernel::kGroupedBackwardWeightNhwc, p.outputs_per_group(), p.channels_per_group(), steps, 1,
+               tiles);
+  for (LaunchConfig& config : tiles) {
+    config.packs_filter = false;
+    config.grid[0] *= p.R * p.S;
+    const int64_t blocks = config.grid[0] * p.groups;
+    // Two blocks for every place on the device, but at least 8 steps each: a part costs a write and a read of all sums.
+    const int64_t wanted = ceil_div(4 * int64_t{problem.device.multiprocessors}, blocks);
+    const int64_t most = std::min(ceil_div(steps, 8), kMaxGridYZ);
+    config.parts = static_cast<int>(std::clamp<int64_t>(wanted, 1, most));
+    config.grid[2] = config.parts;
+    if (config.grid[0] <= kMaxGridX) configs.push_back(config);
+  }
+}
+
+void plan_grouped_forward_general(const Problem& problem, Configs& configs) {
+  const ConvParams& p = problem.params;
+  configs.push_back(thread_per_element(Kernel::kGroupedForwardGeneral, p.N * p.K * p.P * p.Q));
+}
+
+void plan_grouped_backward_input_general(const Problem& problem, Configs& configs) {
+  const ConvParams& p = problem.params;
+  configs.push_back(thread_per_element(Kernel::kGroupedBackwardInputGeneral, p.N * p.C * p.H * p.W));
+}
+
+/// A block an output channel, a tap, and tile_w input channels.
+void plan_grouped_backward_weight_general(const Problem& problem, Configs& configs) {
+  const ConvParams& p = problem.params;
+  int lanes = 1;
+  while (p.layout == Layout::kNHWC && lanes < 32 && lanes < p.channels_per_group()) lanes *= 2;
+  LaunchConfig config = thread_per_element(Kernel::kGroupedBackwardWeightGeneral, 0);
+  config.grid[0] = std::min(p.K * (p.R * p.S + 1) * ceil_div(p.channels_per_group(), lanes), kMaxGridX);
+  config.tile_w = lanes;
+  configs.push_back(config);
+}
+
+}  // namespace cnnext::cuda

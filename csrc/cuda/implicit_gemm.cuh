@@ -1,0 +1,242 @@
+// Convolution as a matrix product: the kernel behind grouped_forward_nhwc and grouped_backward_input_nhwc.
+//
+//   output[m][n] = activation(bias[n] + residual[m][n] + sum over taps t, channels k of  source[m, t][k] *
+//   filter[t][k][n])
+//
+// M = pixels of the output, N = output channels of a group, and the reduced dimension runs over the taps and the
+// channels of the group, in steps of one tap and one line (128 bytes) of channels. Nothing is unrolled in memory:
+// source[m, t] is the address of a pixel's channels, worked out when it is copied ("implicit").
+//
+// A block owns kBlockM x kBlockN outputs; a warp kWarpM x kWarpN of them. All threads copy the tiles of a step to
+// shared memory with cp.async, kStages steps ahead of the warps that multiply; a tap that lies outside the image
+// arrives as zeros. The result goes through shared memory once more, so that it is written 16 bytes a thread, whole
+// lines a warp.
+//
+// Assumes: channels_last, source, filter and output 16-byte aligned, as are their strides and the channels of a group
+// on both sides.
+#pragma once
+
+#include "element.h"
+#include "implicit_gemm_math.cuh"
+#include "implicit_gemm_tile.cuh"
+#include "portability.h"
+
+namespace cnnext::cuda {
+
+/// What a launch works on. Strides in elements.
+struct GemmOperands {
+  const void* source;
+  const void* filter;
+  const void* bias;      // [groups * columns], or null
+  const void* residual;  // laid out like the output, or null
+  void* output;
+  int64_t source_n, source_h, source_w;
+  int64_t output_n, output_h, output_w;
+  int64_t filter_group, filter_row, filter_h, filter_w;  // a row is a column n, or a channel k if it is transposed
+  int images;
+  int depth, columns;  // channels of a group: reduced, and of the output
+  Activation activation;
+};
+
+constexpr int kMaxAxes = 2;
+
+/// The classes of output positions: blockIdx.z = class_h * classes_w + class_w.
+struct GemmAxes {
+  TapAxis h[kMaxAxes], w[kMaxAxes];
+  int classes_h = 1, classes_w = 1;
+};
+
+/// Compile-time shape of a block.
+template <int kM_, int kN_, int kWarpsM_, int kWarpsN_, int kStages_>
+struct GemmTile {
+  static constexpr int kM = kM_, kN = kN_, kStages = kStages_;
+  static constexpr int kWarpM = kM / kWarpsM_, kWarpN = kN / kWarpsN_;
+  static constexpr int kWarpsN = kWarpsN_;
+  static constexpr int kThreads = 32 * kWarpsM_ * kWarpsN_;
+  static constexpr int kABytes = kM * kLineBytes;  // of a step
+  static constexpr int kBBytes = kN * kLineBytes;
+  static constexpr int kStageBytes = kABytes + kBBytes;
+  static constexpr int kLinesAtOnce = kThreads / kLinePieces;  // that one copy of all threads covers
+  static_assert(kM % kLinesAtOnce == 0 && kN % kLinesAtOnce == 0);
+
+  /// Floats from row to row of the result in shared memory: the padding puts the 4 rows that half a warp writes at a
+  /// time into different banks.
+  static constexpr int kResultPitch = kN + 8;
+  static constexpr int kResultBytes = kM * kResultPitch * static_cast<int>(sizeof(float));
+  static constexpr int kSharedBytes = kStages * kStageBytes > kResultBytes ? kStages * kStageBytes : kResultBytes;
+};
+
+/// Copies the lines of the source for one tap: the lane's pieces of kM / kLinesAtOnce pixels.
+template <class T, class Tile>
+struct SourceLoader {
+  static constexpr int kRows = Tile::kM / Tile::kLinesAtOnce;
+  const T* pixel[kRows];  // of the tap at (0, 0), which may lie outside the image
+  int h[kRows], w[kRows];
+  int line, piece;
+
+  __device__ __forceinline__ SourceLoader(const GemmOperands& op, const TapAxis& axis_h, const TapAxis& axis_w,
+                                          int64_t first_m, int64_t pixels, int group) {
+    line = threadIdx.x / kLinePieces, piece = threadIdx.x % kLinePieces;
+    const T* base = static_cast<const T*>(op.source) + static_cast<int64_t>(group) * op.depth + piece * kVector<T>;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const int64_t m = first_m + line + i * Tile::kLinesAtOnce;
+      const Pixel p = pixel_of(m < pixels ? m : 0, axis_h.outputs, axis_w.outputs);
+      h[i] = m < pixels ? p.i * axis_h.step + axis_h.first : kOutside;
+      w[i] = p.j * axis_w.step + axis_w.first;
+      pixel[i] = base + p.n * op.source_n + h[i] * op.source_h + w[i] * op.source_w;
+    }
+  }
+
+  /// `dh`, `dw`: where the tap lies from the first one; `channel`: first channel of the step.
+  __device__ __forceinline__ void copy(const GemmOperands& op, unsigned char* tile, int dh, int dw, int size_h,
+                                       int size_w, int channel) const {
+    const bool has_channels = channel + piece * kVector<T> < op.depth;
+    const int64_t offset = dh * op.source_h + dw * op.source_w + channel;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const bool inside = static_cast<unsigned>(h[i] + dh) < static_cast<unsigned>(size_h) &&
+                          static_cast<unsigned>(w[i] + dw) < static_cast<unsigned>(size_w);
+      copy_async<16>(piece_of(tile, line + i * Tile::kLinesAtOnce, piece), pixel[i] + offset, inside && has_channels);
+    }
+  }
+
+ private:
+  static constexpr int kOutside = -(1 << 30);  // no tap brings it back into an image
+};
+
+/// Copies the filter of one tap and one line of channels.
+template <class T, class Tile, TileOrder kFilterOrder>
+__device__ __forceinline__ void copy_filter(const GemmOperands& op, unsigned char* tile, const T* tap, int first_n,
+                                            int channel) {
+  const int line = threadIdx.x / kLinePieces, piece = threadIdx.x % kLinePieces;
+  if constexpr (kFilterOrder == TileOrder::kPanels) {
+    constexpr int kPanels = Tile::kN / kLine<T>;
+    constexpr int kLines = kLine<T> * kPanels;
+#pragma unroll
+    for (int i = 0; i < (kLines + Tile::kLinesAtOnce - 1) / Tile::kLinesAtOnce; ++i) {
+      const int tile_line = line + i * Tile::kLinesAtOnce;
+      if (kLines % Tile::kLinesAtOnce != 0 && tile_line >= kLines) break;
+      const int k = channel + tile_line % kLine<T>;
+      const int n = first_n + tile_line / kLine<T> * kLine<T> + piece * kVector<T>;
+      copy_async<16>(piece_of(tile, tile_line, piece), tap + k * op.filter_row + n, k < op.depth && n < op.columns);
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < Tile::kN / Tile::kLinesAtOnce; ++i) {
+      const int n = first_n + line + i * Tile::kLinesAtOnce;
+      const int k = channel + piece * kVector<T>;
+      copy_async<16>(piece_of(tile, line + i * Tile::kLinesAtOnce, piece), tap + n * op.filter_row + k,
+                     n < op.columns && k < op.depth);
+    }
+  }
+}
+
+/// The epilogue: the warps' sums go to shared memory, from there with bias, residual and activation to the output.
+template <class T, class Tile, class Warp>
+__device__ __forceinline__ void store_result(const GemmOperands& op, const TapAxis& axis_h, const TapAxis& axis_w,
+                                             unsigned char* shared, Warp& warp, int64_t first_m, int64_t pixels,
+                                             int group, int first_n) {
+  auto* result = reinterpret_cast<float*>(shared);  // [kM][kResultPitch]
+  const int warp_index = threadIdx.x / 32;
+  const int warp_m = warp_index / Tile::kWarpsN * Tile::kWarpM, warp_n = warp_index % Tile::kWarpsN * Tile::kWarpN;
+  warp.visit([&](int m, int n, auto... values) {
+    float* to = result + (warp_m + m) * Tile::kResultPitch + warp_n + n;
+    if constexpr (sizeof...(values) == 2) {
+      store(to, make_float2(values...));
+    } else {
+      ((*to = values), ...);
+    }
+  });
+  __syncthreads();
+
+  constexpr int kVectors = Tile::kN / kVector<T>;  // of a row of the block
+  static_assert(Tile::kThreads % kVectors == 0);   // so that a thread keeps its channels
+  const int column = threadIdx.x % kVectors * kVector<T>;
+  const int channel = first_n + column;
+  if (channel >= op.columns) return;
+  const int64_t output_channel = static_cast<int64_t>(group) * op.columns + channel;
+  float bias[kVector<T>] = {};
+  if (op.bias != nullptr) unpack<T>(load_global<uint4>(static_cast<const T*>(op.bias) + output_channel), bias);
+
+  for (int row = threadIdx.x / kVectors; row < Tile::kM; row += Tile::kThreads / kVectors) {
+    const int64_t m = first_m + row;
+    if (m >= pixels) return;
+    const Pixel p = pixel_of(m, axis_h.outputs, axis_w.outputs);
+    const int64_t at = p.n * op.output_n + (axis_h.out_first + p.i * axis_h.out_step) * op.output_h +
+                       (axis_w.out_first + p.j * axis_w.out_step) * op.output_w + output_channel;
+    float values[kVector<T>];
+#pragma unroll
+    for (int i = 0; i < kVector<T>; i += 4) {
+      const float4 sums = load<float4>(result + row * Tile::kResultPitch + column + i);
+      values[i] = sums.x + bias[i], values[i + 1] = sums.y + bias[i + 1];
+      values[i + 2] = sums.z + bias[i + 2], values[i + 3] = sums.w + bias[i + 3];
+    }
+    if (op.residual != nullptr) {
+      float residual[kVector<T>];
+      unpack<T>(load_global<uint4>(static_cast<const T*>(op.residual) + at), residual);
+#pragma unroll
+      for (int i = 0; i < kVector<T>; ++i) values[i] += residual[i];
+    }
+    activate_all(values, op.activation);
+    store(static_cast<T*>(op.output) + at, pack<T>(values));
+  }
+}
+
+/// Grid: x = column tiles (fastest, so that neighbours share the source in L2) x pixel tiles, y = groups, z = classes.
+template <class T, class Math, class Tile, TileOrder kFilterOrder, int kMinBlocks>
+__global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) implicit_gemm_kernel(GemmOperands op, GemmAxes axes) {
+  const TapAxis axis_h = axes.h[axes.classes_w == 1 ? blockIdx.z : blockIdx.z / axes.classes_w];
+  const TapAxis axis_w = axes.w[axes.classes_w == 1 ? 0 : blockIdx.z % axes.classes_w];
+  const int column_tiles = (op.columns + Tile::kN - 1) / Tile::kN;
+  const int first_n = static_cast<int>(blockIdx.x % column_tiles) * Tile::kN;
+  const int64_t first_m = static_cast<int64_t>(blockIdx.x / column_tiles) * Tile::kM;
+  const int64_t pixels = static_cast<int64_t>(op.images) * axis_h.outputs * axis_w.outputs;
+  if (first_m >= pixels) return;  // of a class with fewer pixels than the largest
+  const int group = blockIdx.y;
+
+  CNNEXT_DYNAMIC_SHARED(unsigned char, shared);
+  const SourceLoader<T, Tile> loader(op, axis_h, axis_w, first_m, pixels, group);
+  const T* filter = static_cast<const T*>(op.filter) + group * op.filter_group + axis_h.filter_first * op.filter_h +
+                    axis_w.filter_first * op.filter_w;
+
+  // The step that is copied next: channels fastest, then columns, then rows of taps.
+  int channel = 0, tap_h = 0, tap_w = 0;
+  const auto copy_step = [&](int stage) {
+    unsigned char* a = shared + stage * Tile::kStageBytes;
+    loader.copy(op, a, tap_h * axis_h.tap_step, tap_w * axis_w.tap_step, axis_h.size, axis_w.size, channel);
+    const T* tap = filter + tap_h * axis_h.filter_step * op.filter_h + tap_w * axis_w.filter_step * op.filter_w;
+    copy_filter<T, Tile, kFilterOrder>(op, a + Tile::kABytes, tap, first_n, channel);
+    channel += kLine<T>;
+    if (channel >= op.depth) {
+      channel = 0;
+      if (++tap_w == axis_w.taps) tap_w = 0, ++tap_h;
+    }
+  };
+
+  const int steps = axis_h.taps * axis_w.taps * ((op.depth + kLine<T> - 1) / kLine<T>);
+#pragma unroll 1
+  for (int stage = 0; stage < Tile::kStages - 1; ++stage) {
+    if (stage < steps) copy_step(stage);
+    copy_async_commit();
+  }
+
+  typename Math::template Warp<Tile::kWarpM, Tile::kWarpN> warp;
+  const int warp_index = threadIdx.x / 32;
+  const int warp_m = warp_index / Tile::kWarpsN * Tile::kWarpM, warp_n = warp_index % Tile::kWarpsN * Tile::kWarpN;
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    copy_async_wait<Tile::kStages - 2>();
+    // The step's tiles are there for all, and all are done with the tiles that are overwritten next.
+    __syncthreads();
+    if (step + Tile::kStages - 1 < steps) copy_step((step + Tile::kStages - 1) % Tile::kStages);
+    copy_async_commit();
+    unsigned char* a = shared + step % Tile::kStages * Tile::kStageBytes;
+    warp.template multiply<TileOrder::kLines, kFilterOrder>(a, warp_m, a + Tile::kABytes, warp_n);
+  }
+  copy_async_wait<0>();
+  __syncthreads();
+  store_result<T, Tile>(op, axis_h, axis_w, shared, warp, first_m, pixels, group, first_n);
+}
+
+}  // namespace cnnext::cuda

@@ -1,0 +1,130 @@
+"""The grouped CUDA kernels (dense and 1x1 included), run by the emulator: every configuration, against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cnnext.ops import ACTIVATIONS
+from tests.cases import GROUPED_CASES, GROUPED_CUDA_CASES, POINTWISE_CASES, Case, by_name, random_grad, random_operands
+from tests.cuda_kernels import (
+    BUILD,
+    OPS,
+    CudaKernels,
+    Operands,
+    Placement,
+    Variant,
+    check_integers,
+    check_random,
+    exact_results,
+    integers,
+    run_in_build,
+)
+from tests.emulator import build
+from tests.reference import DTYPES, assert_within, expect_forward
+
+pytestmark = pytest.mark.skipif(build.cuda_headers() is None, reason="no CUDA headers: neither a toolkit nor a package")
+
+# The 1x1 convolutions run on the grouped kernels, as one group with one tap.
+CASES = GROUPED_CASES + GROUPED_CUDA_CASES + POINTWISE_CASES
+FAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LAYOUTS = ("nchw", "nhwc")
+GROUPED = Variant("grouped")
+IDS = {"ids": str}
+
+
+@pytest.fixture(scope="module")
+def kernels() -> CudaKernels:
+    return CudaKernels()
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, **IDS)
+@pytest.mark.parametrize("case", CASES, **IDS)
+def test_integers_are_exact(kernels: CudaKernels, case: Case, dtype: torch.dtype, layout: str, op: str) -> None:
+    check_integers(kernels, op, case, dtype, Placement(layout), GROUPED)
+
+
+@pytest.mark.skipif(BUILD != "plain", reason="the other builds look for wrong accesses, not for rounding")
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, **IDS)
+@pytest.mark.parametrize("case", CASES, **IDS)
+def test_random_values(kernels: CudaKernels, case: Case, dtype: torch.dtype, layout: str, op: str) -> None:
+    check_random(kernels, op, case, dtype, Placement(layout), GROUPED)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("filter_channels_last", [False, True])
+@pytest.mark.parametrize("case", GROUPED_CUDA_CASES, **IDS)
+def test_tf32_is_exact_on_integers(kernels: CudaKernels, case: Case, filter_channels_last: bool, op: str) -> None:
+    variant = Variant("grouped", True, filter_channels_last)
+    check_integers(kernels, op, case, torch.float32, Placement("nhwc"), variant)
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("case", GROUPED_CUDA_CASES, **IDS)
+def test_tf32_rounds_the_factors_only(kernels: CudaKernels, case: Case, op: str) -> None:
+    """With factors that TF32 holds exactly, results are as good as float32's."""
+    x, w, _ = random_operands(case, torch.bfloat16)
+    dy = random_grad(case, torch.bfloat16)
+    operands = Operands(x.float(), w.float(), None, dy.float())
+    exact = exact_results(case, operands)
+    for config, results in kernels.run(op, case, Placement("nhwc"), operands, variant=Variant("grouped", True)):
+        for name, result in results.items():
+            torch.testing.assert_close(result.double(), exact[name], rtol=1e-5, atol=1e-4, msg=f"{config}: {name}")
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", FAST_DTYPES, **IDS)
+@pytest.mark.parametrize("case", GROUPED_CUDA_CASES + GROUPED_CASES[::6], **IDS)
+def test_filter_in_channels_last(kernels: CudaKernels, case: Case, dtype: torch.dtype, layout: str, op: str) -> None:
+    check_integers(kernels, op, case, dtype, Placement(layout), Variant("grouped", filter_channels_last=True))
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("placement", [Placement("nhwc", 8), Placement("nhwc", 3), Placement("nchw", 3, 1)], **IDS)
+@pytest.mark.parametrize("dtype", FAST_DTYPES, **IDS)
+@pytest.mark.parametrize("case", GROUPED_CUDA_CASES[::2] + GROUPED_CASES[::6], **IDS)
+def test_slices_of_wider_tensors(
+    kernels: CudaKernels, case: Case, dtype: torch.dtype, placement: Placement, op: str
+) -> None:
+    check_integers(kernels, op, case, dtype, placement, GROUPED)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES, **IDS)
+@pytest.mark.parametrize("activation", ACTIVATIONS[1:])
+def test_activations_of_forward(kernels: CudaKernels, activation: str, dtype: torch.dtype, layout: str) -> None:
+    for case in by_name("grouped", "dense_stem", "cuda_dense_16", "cuda_groups_of_8"):
+        x, w, bias = random_operands(case, dtype)
+        operands = Operands(x, w, bias, random_grad(case, dtype))
+        expected = expect_forward(case, x, w, bias, activation)
+        number = ACTIVATIONS.index(activation)
+        for config, results in kernels.run("forward", case, Placement(layout), operands, number, GROUPED):
+            assert_within(results["y"], expected, f"{config}: {activation}")
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", FAST_DTYPES, **IDS)
+def test_infinities_stay_where_they_belong(kernels: CudaKernels, dtype: torch.dtype, layout: str, op: str) -> None:
+    """An infinite or NaN value reaches the results that use it and no others, whatever shares its tile."""
+    for case in by_name("grouped", "dense_stem", "cuda_groups_of_8", "cuda_dense_16"):
+        operands = integers(case, dtype)
+        operands.x[0, 0, 0, 0] = torch.inf
+        operands.dy[0, -1, -1, -1] = torch.nan
+        exact = exact_results(case, operands)
+        for config, results in kernels.run(op, case, Placement(layout), operands, variant=GROUPED):
+            for name, result in results.items():
+                # A padded tap is a product of zero and a finite weight; which results are not finite is what counts.
+                finite = exact[name].isfinite()
+                assert bool((result.isfinite() == finite).all()), f"{config}: {name} of {case}"
+
+
+@pytest.mark.parametrize("name", [name for name in build.BUILDS if name != "plain"])
+@pytest.mark.skipif(BUILD != "plain", reason="this is a process that it starts")
+def test_in_the_other_builds(name: str) -> None:
+    run_in_build(name, __file__)
