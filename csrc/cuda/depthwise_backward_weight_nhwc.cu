@@ -1,0 +1,287 @@
+// Depthwise convolution, gradient with respect to the filter and the bias, channels last; the first of two stages.
+//
+//   dw[k, r, s] = sum over n, p, q of dy[n, p, q, k] * x[n, p * stride - pad_h + r * dilation_h, q * stride - pad_w +
+//   s, k] dbias[k]    = sum over n, p, q of dy[n, p, q, k],   x = 0 outside the image
+//
+// A block owns a slab of channels, `lanes` vectors of 16 bytes, and one part of the list of tiles (n, rows, columns).
+// It walks down its part: cp.async brings tile_h x tile_w pixels of dy and the pixels of x under them, with the padding
+// as zeros, into one of several stages of shared memory while the threads work on another.
+//
+// Thread (lane, r, group) owns a vector of channels and the filter row r, in S x vector float32 accumulators. Of each
+// tile it takes every so manyeth strip, up to 14 elements of a row of dy, and slides along it: an element of x is
+// loaded and converted once and meets S elements of dy from a window in registers. Threads of the same strip share it
+// through shared memory. At its end the block adds up its groups, in order, and writes the sums to the workspace
+// [part][R * S + 1][K], which depthwise_backward_weight_reduce adds up.
+//
+// Assumes what plan_depthwise_backward_weight_nhwc checks: K = C, dilation_w = 1, equal strides of 1 or 2, S of 3, 5 or
+// 7, channels and pixels in whole vectors, tiles within 32-bit offsets.
+// Limit: memory, x and dy read once, as long as 2 R S + 2 R (16-bit types) instructions per element stay below it: up
+// to 5 x 5. docs/kernels/depthwise_backward_weight.md has the count.
+#include "depthwise_backward_weight_nhwc.h"
+
+#include "element.h"
+#include "kernels.h"
+#include "portability.h"
+
+namespace cnnext::cuda {
+namespace {
+
+using namespace backward_weight_nhwc;
+
+/// The kernel's arguments besides pointers.
+struct Geometry {
+  Strides4 x_strides, y_strides;
+  int64_t K;
+  int64_t tiles;  // of the whole problem
+  int parts;
+  int slabs;
+  int H, W, P, Q, R;
+  int pad_h, pad_w, dilation_h;
+  int tile_h, tile_w, tiles_h, tiles_w;
+  int x_rows, x_columns;
+  int strip, strips;
+  int stages, x_bytes, stage_bytes;
+  bool with_bias;
+};
+
+/// A tile of the list: image, tile row, tile column; columns run fastest.
+struct TileIndex {
+  int64_t n;
+  int row, column;
+
+  __device__ TileIndex(const Geometry& g, int64_t index)
+      : n(index / (int64_t{g.tiles_h} * g.tiles_w)),
+        row(static_cast<int>(index / g.tiles_w % g.tiles_h)),
+        column(static_cast<int>(index % g.tiles_w)) {}
+
+  __device__ void advance(const Geometry& g) {
+    if (++column < g.tiles_w) return;
+    column = 0;
+    if (++row < g.tiles_h) return;
+    row = 0, ++n;
+  }
+};
+
+/// Starts the copy of rows x columns pixels to `shared`, dense there. The pixel (0, 0) is (h, w) in the image; pixels
+/// outside the image become zeros. `image` points at this thread's vector of channels in the image's first pixel.
+template <class T>
+__device__ __forceinline__ void copy_pixels(unsigned char* shared, const T* image, int64_t stride_h, int64_t stride_w,
+                                            int h, int w, int rows, int columns, int H, int W) {
+  const int pixel_bytes = blockDim.x * kAccessBytes;
+  // Thread (y, z) takes every so manyeth pixel of the tile.
+  const int worker = threadIdx.z * blockDim.y + threadIdx.y;
+  const int workers = blockDim.y * blockDim.z;
+  const int step_rows = workers / columns;
+  const int step_columns = workers % columns;
+  int row = worker / columns;
+  int column = worker % columns;
+  unsigned char* to = shared + worker * pixel_bytes + threadIdx.x * kAccessBytes;
+  while (row < rows) {
+    const bool inside = static_cast<unsigned>(h + row) < static_cast<unsigned>(H) &&
+                        static_cast<unsigned>(w + column) < static_cast<unsigned>(W);
+    const T* from = inside ? image + ((h + row) * stride_h + (w + column) * stride_w) : image;
+    copy_async<kAccessBytes>(to, from, inside);
+    to += workers * pixel_bytes;
+    row += step_rows;
+    column += step_columns;
+    if (column >= columns) column -= columns, ++row;
+  }
+}
+
+/// Adds to `sums` the products of a strip: `x` and `dy` point at this thread's vector in the first elements of shared
+/// memory that are used, and pixels of a row follow each other at `pixel_bytes`.
+template <class T, int kS, int kStride>
+__device__ __forceinline__ void add_strip(float (&sums)[kS][kVector<T>], float (&bias_sums)[kVector<T>], bool sum_dy,
+                                          const unsigned char* x, const unsigned char* dy, int pixel_bytes,
+                                          int length) {
+  // Column c of x, counted from the strip's first, lies in window[c % kS]: nothing moves when the window slides.
+  float window[kS][kVector<T>];
+#pragma unroll
+  for (int s = 0; s < kS - kStride; ++s, x += pixel_bytes) unpack<T>(load<uint4>(x), window[s]);
+  for (int q = 0; q < length; q += kS) {
+#pragma unroll
+    for (int i = 0; i < kS; ++i) {
+      if (q + i >= length) return;
+#pragma unroll
+      for (int s = kS - kStride; s < kS; ++s, x += pixel_bytes) {
+        unpack<T>(load<uint4>(x), window[(i * kStride + s) % kS]);
+      }
+      float dy_values[kVector<T>];
+      unpack<T>(load<uint4>(dy), dy_values);
+      dy += pixel_bytes;
+#pragma unroll
+      for (int s = 0; s < kS; ++s) {
+#pragma unroll
+        for (int v = 0; v < kVector<T>; ++v) sums[s][v] += window[(i * kStride + s) % kS][v] * dy_values[v];
+      }
+      if (sum_dy) {
+#pragma unroll
+        for (int v = 0; v < kVector<T>; ++v) bias_sums[v] += dy_values[v];
+      }
+    }
+  }
+}
+
+/// Writes the sums of a thread to its group's row of shared memory, [tap][channel].
+template <int kCount>
+__device__ __forceinline__ void write_sums(float* smem, const float (&sums)[kCount]) {
+#pragma unroll
+  for (int v = 0; v < kCount; v += 4) {
+    store<float4>(smem + v, make_float4(sums[v], sums[v + 1], sums[v + 2], sums[v + 3]));
+  }
+}
+
+template <class T, int kS, int kStride>
+__global__ void __launch_bounds__(max_threads(kS), 2)
+    depthwise_backward_weight_nhwc_kernel(Geometry g, const T* __restrict__ dy, const T* __restrict__ x,
+                                          float* __restrict__ workspace) {
+  constexpr int kV = kVector<T>;
+  CNNEXT_DYNAMIC_SHARED(unsigned char, smem_tiles);
+  const int lanes = blockDim.x;
+  const int slab = blockIdx.x % g.slabs;
+  const int part = blockIdx.x / g.slabs;
+  const int64_t first_channel = (int64_t{slab} * lanes + threadIdx.x) * kV;
+  const bool active = first_channel < g.K;
+  const int pixel_bytes = lanes * kAccessBytes;
+
+  const int64_t begin = g.tiles * part / g.parts;
+  const int count = static_cast<int>(g.tiles * (part + 1) / g.parts - begin);
+  TileIndex next(g, begin);
+  int copied = 0, copy_stage = 0;
+  // Starts the copy of the next tile, if there is one; closes a group of copies in either case.
+  const auto copy_next = [&] {
+    if (copied < count && active) {
+      unsigned char* const stage = smem_tiles + copy_stage * g.stage_bytes;
+      const int p = next.row * g.tile_h, q = next.column * g.tile_w;
+      copy_pixels<T>(stage, x + next.n * g.x_strides.n + first_channel, g.x_strides.h, g.x_strides.w,
+                     p * kStride - g.pad_h, q * kStride - g.pad_w, g.x_rows, g.x_columns, g.H, g.W);
+      copy_pixels<T>(stage + g.x_bytes, dy + next.n * g.y_strides.n + first_channel, g.y_strides.h, g.y_strides.w, p, q,
+                     g.tile_h, g.tile_w, g.P, g.Q);
+    }
+    copy_async_commit();
+    next.advance(g);
+    ++copied;
+    if (++copy_stage == g.stages) copy_stage = 0;
+  };
+
+  float sums[kS][kV] = {};
+  float bias_sums[kV] = {};
+  const int r = threadIdx.y;
+  const bool sum_dy = g.with_bias && r == 0;
+  for (int i = 1; i < g.stages; ++i) copy_next();
+  TileIndex tile(g, begin);
+  int stage = 0;
+  for (int i = 0; i < count; ++i, tile.advance(g)) {
+    // All groups but those of the stages - 2 tiles after this one have landed; then every thread is done with the stage
+    // that is filled next.
+    if (g.stages == 2) {
+      copy_async_wait<0>();
+    } else if (g.stages == 3) {
+      copy_async_wait<1>();
+    } else {
+      copy_async_wait<2>();
+    }
+    __syncthreads();
+    copy_next();
+
+    const unsigned char* const x_tile = smem_tiles + stage * g.stage_bytes + threadIdx.x * kAccessBytes;
+    if (++stage == g.stages) stage = 0;
+    const unsigned char* const dy_tile = x_tile + g.x_bytes;
+    const int rows = min(g.tile_h, g.P - tile.row * g.tile_h);
+    const int columns = min(g.tile_w, g.Q - tile.column * g.tile_w);
+    const int items = active ? rows * g.strips : 0;
+    for (int item = threadIdx.z; item < items; item += blockDim.z) {
+      const int p = item / g.strips;
+      const int q = item % g.strips * g.strip;
+      add_strip<T, kS, kStride>(sums, bias_sums, sum_dy,
+                                x_tile + ((p * kStride + r * g.dilation_h) * g.x_columns + q * kStride) * pixel_bytes,
+                                dy_tile + (p * g.tile_w + q) * pixel_bytes, pixel_bytes, min(g.strip, columns - q));
+    }
+  }
+  copy_async_wait<0>();
+  __syncthreads();
+
+  // The groups' sums, [group][R * S + 1][channels of the slab], where the tiles were.
+  float* const smem_sums = reinterpret_cast<float*>(smem_tiles);
+  const int taps = g.R * kS;
+  const int channels = lanes * kV;
+  const int group_size = (taps + 1) * channels;
+  float* const own = smem_sums + threadIdx.z * group_size + threadIdx.x * kV;
+#pragma unroll
+  for (int s = 0; s < kS; ++s) write_sums(own + (r * kS + s) * channels, sums[s]);
+  if (r == 0) write_sums(own + taps * channels, bias_sums);
+  __syncthreads();
+  const int threads = lanes * blockDim.y * blockDim.z;
+  const int written = g.with_bias ? group_size : group_size - channels;
+  for (int i = (threadIdx.z * blockDim.y + threadIdx.y) * lanes + threadIdx.x; i < written; i += threads) {
+    const int tap = i / channels;
+    const int64_t k = int64_t{slab} * channels + i % channels;
+    if (k >= g.K) continue;
+    float sum = 0;
+    for (int group = 0; group < static_cast<int>(blockDim.z); ++group) sum += smem_sums[group * group_size + i];
+    workspace[(int64_t{part} * (taps + 1) + tap) * g.K + k] = sum;
+  }
+}
+
+Geometry make_geometry(const ConvParams& params, const LaunchConfig& config, bool with_bias) {
+  const Tile tile(params, config.tile_h, config.tile_w);
+  const int lanes = config.block[0];
+  Geometry g;
+  g.x_strides = params.x_strides, g.y_strides = params.y_strides;
+  g.K = params.K;
+  g.parts = config.parts;
+  g.slabs = static_cast<int>(config.grid[0] / config.parts);
+  g.H = static_cast<int>(params.H), g.W = static_cast<int>(params.W);
+  g.P = static_cast<int>(params.P), g.Q = static_cast<int>(params.Q);
+  g.R = static_cast<int>(params.R);
+  g.pad_h = static_cast<int>(params.pad_h), g.pad_w = static_cast<int>(params.pad_w);
+  g.dilation_h = static_cast<int>(params.dilation_h);
+  g.tile_h = tile.tile_h, g.tile_w = tile.tile_w;
+  g.tiles_h = static_cast<int>(ceil_div(params.P, tile.tile_h));
+  g.tiles_w = static_cast<int>(ceil_div(params.Q, tile.tile_w));
+  g.tiles = params.N * g.tiles_h * g.tiles_w;
+  g.x_rows = tile.x_rows, g.x_columns = tile.x_columns;
+  g.strip = tile.strip, g.strips = tile.strips;
+  g.stages = stages(config.shared_bytes, tile.stage_bytes(lanes));
+  g.x_bytes = static_cast<int>(tile.x_bytes(lanes));
+  g.stage_bytes = static_cast<int>(tile.stage_bytes(lanes));
+  g.with_bias = with_bias;
+  return g;
+}
+
+template <class T>
+void run(const ConvParams& params, const LaunchConfig& config, const void* dy, const void* x, void* dw, void* dbias,
+         void* workspace, Stream stream) {
+  const auto launch_kernel = [&](auto kernel) {
+    launch(kernel, dim3(static_cast<unsigned>(config.grid[0])), dim3(config.block[0], config.block[1], config.block[2]),
+           config.shared_bytes, stream, make_geometry(params, config, dbias != nullptr), static_cast<const T*>(dy),
+           static_cast<const T*>(x), static_cast<float*>(workspace));
+  };
+  const auto with_filter = [&](auto stride_1, auto stride_2) {
+    params.stride_w == 1 ? launch_kernel(stride_1) : launch_kernel(stride_2);
+  };
+  switch (params.S) {
+    case 3:
+      with_filter(depthwise_backward_weight_nhwc_kernel<T, 3, 1>, depthwise_backward_weight_nhwc_kernel<T, 3, 2>);
+      break;
+    case 5:
+      with_filter(depthwise_backward_weight_nhwc_kernel<T, 5, 1>, depthwise_backward_weight_nhwc_kernel<T, 5, 2>);
+      break;
+    default:  // the planner lists no other width
+      with_filter(depthwise_backward_weight_nhwc_kernel<T, 7, 1>, depthwise_backward_weight_nhwc_kernel<T, 7, 2>);
+  }
+  depthwise_backward_weight_reduce(params, config.parts, workspace, dw, dbias, stream);
+}
+
+}  // namespace
+
+void depthwise_backward_weight_nhwc(const ConvParams& params, const LaunchConfig& config, const void* dy, const void* x,
+                                    void* dw, void* dbias, void* workspace, Stream stream) {
+  switch (params.dtype) {
+    case DType::kFloat32: return run<float>(params, config, dy, x, dw, dbias, workspace, stream);
+    case DType::kFloat16: return run<__half>(params, config, dy, x, dw, dbias, workspace, stream);
+    default: return run<__nv_bfloat16>(params, config, dy, x, dw, dbias, workspace, stream);
+  }
+}
+
+}  // namespace cnnext::cuda

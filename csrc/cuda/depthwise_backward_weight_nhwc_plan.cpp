@@ -1,0 +1,112 @@
+// Configurations of depthwise_backward_weight_nhwc: block = {lanes, R, groups}, tile_h x tile_w elements of dy a tile,
+// `planes` channels a slab, and as many stages as fit shared_bytes.
+#include <algorithm>
+
+#include "depthwise_backward_weight_nhwc.h"
+
+namespace cnnext::cuda {
+namespace {
+
+using namespace backward_weight_nhwc;
+
+/// Wider tiles only add bytes; wider filters than 16 rows leave no threads for groups.
+constexpr int kMaxTileColumns = 28;
+constexpr int kMaxFilterRows = 16;
+/// A block that uses half of the shared memory leaves room for a second one.
+constexpr int kBlocksForShared = 2;
+/// Bytes of one stage: enough of them on their way, and little overlap between neighbouring tiles.
+constexpr int64_t kStageBytes = 56 * 1024;
+/// The workspace, written and read, may add this fraction of the bytes of x and dy.
+constexpr double kWorkspaceFraction = 0.03;
+
+bool fits(const Problem& problem) {
+  const ConvParams& p = problem.params;
+  const bool runs = p.layout == Layout::kNHWC && p.dtype != DType::kFloat64 && p.K == p.C &&
+                    (p.S == 3 || p.S == 5 || p.S == 7) && p.R <= kMaxFilterRows && p.dilation_w == 1 &&
+                    p.stride_h == p.stride_w && (p.stride_w == 1 || p.stride_w == 2);
+  if (!runs || problem.alignment < kAccessBytes) return false;
+  const int vector = kAccessBytes / size_of(p.dtype);
+  for (const int64_t step :
+       {p.C, p.x_strides.n, p.x_strides.h, p.x_strides.w, p.y_strides.n, p.y_strides.h, p.y_strides.w}) {
+    if (step % vector != 0) return false;
+  }
+  // Coordinates in an image, padding included, are 32-bit.
+  return p.H + 2 * p.pad_h < (1 << 30) && p.W + 2 * p.pad_w < (1 << 30);
+}
+
+/// Vectors of a slab: at most `most`, few left over in the last slab, and rather many.
+int choose_lanes(int64_t vectors, int most) {
+  int best = static_cast<int>(std::min<int64_t>(vectors, most));
+  for (int lanes = best; lanes >= std::max(1, most / 2); --lanes) {
+    if (ceil_div(vectors, lanes) * lanes < ceil_div(vectors, best) * best) best = lanes;
+  }
+  return best;
+}
+
+/// `length` in equal pieces of at most `most`.
+int64_t even_piece(int64_t length, int64_t most) { return ceil_div(length, ceil_div(length, most)); }
+
+/// The tallest tile of `columns` that fits a stage; tile_h = 0 if none does.
+Tile choose_tile(const ConvParams& params, int columns, int lanes, int64_t bytes) {
+  const Tile one(params, 1, columns);
+  if (one.stage_bytes(lanes) > bytes) return Tile(params, 0, columns);
+  const int64_t row_bytes = Tile(params, 2, columns).stage_bytes(lanes) - one.stage_bytes(lanes);
+  const int64_t rows = 1 + (bytes - one.stage_bytes(lanes)) / row_bytes;
+  return Tile(params, static_cast<int>(even_piece(params.P, std::min(rows, params.P))), columns);
+}
+
+}  // namespace
+
+void plan_depthwise_backward_weight_nhwc(const Problem& problem, Configs& configs) {
+  if (!fits(problem)) return;
+  const ConvParams& p = problem.params;
+  const DeviceFacts& device = problem.device;
+  const int vector = kAccessBytes / size_of(p.dtype);
+  const int64_t vectors = p.C / vector;
+
+  // Large images are cut into tiles, whose halo weighs less when they are wide and tall: 64 bytes of channels then.
+  const bool whole = Tile(p, static_cast<int>(std::min<int64_t>(p.P, 64)), static_cast<int>(std::min<int64_t>(p.Q, 64)))
+                             .stage_bytes(8) <= kStageBytes &&
+                     p.P <= 64 && p.Q <= kMaxTileColumns;
+  const int lanes = choose_lanes(vectors, whole ? 8 : 4);
+  const int64_t shared =
+      std::min(device.shared_bytes_per_block, device.shared_bytes_per_multiprocessor / kBlocksForShared - 1024);
+  const Tile tile =
+      choose_tile(p, static_cast<int>(even_piece(p.Q, kMaxTileColumns)), lanes, std::min(kStageBytes, shared / 2));
+  if (tile.tile_h == 0) return;
+
+  const int most_groups = std::min<int>(64, max_threads(static_cast<int>(p.S)) / (lanes * static_cast<int>(p.R)));
+  if (most_groups == 0) return;
+  const int groups = static_cast<int>(even_piece(tile.tile_h * tile.strips, most_groups));
+  const int threads = lanes * static_cast<int>(p.R) * groups;
+  const int64_t sums_bytes = int64_t{groups} * (p.R * p.S + 1) * lanes * vector * 4;
+  const int64_t stage_bytes = tile.stage_bytes(lanes);
+  const int64_t stages_bytes = stages(shared, stage_bytes) * stage_bytes;
+  const int64_t shared_bytes = std::max(stages_bytes, sums_bytes);
+  if (shared_bytes > device.shared_bytes_per_block) return;
+
+  // One round of blocks, each of which walks down an equal share of the tiles.
+  const int64_t slabs = ceil_div(vectors, lanes);
+  const int64_t tiles = p.N * ceil_div(p.P, tile.tile_h) * ceil_div(p.Q, tile.tile_w);
+  const int64_t blocks_a_multiprocessor =
+      std::max<int64_t>(1, std::min<int64_t>(device.shared_bytes_per_multiprocessor / (shared_bytes + 1024),
+                                             2 * max_threads(static_cast<int>(p.S)) / threads));
+  const double bytes = static_cast<double>(p.N) * p.K * (p.H * p.W + p.P * p.Q) * size_of(p.dtype);
+  const double part_bytes = 2.0 * (p.R * p.S + 1) * p.K * 4;
+  const int64_t affordable = std::max<int64_t>(1, static_cast<int64_t>(kWorkspaceFraction * bytes / part_bytes));
+  const int64_t wanted = std::max<int64_t>(1, device.multiprocessors * blocks_a_multiprocessor / slabs);
+  int64_t parts = std::min({tiles, affordable, wanted});
+  parts = ceil_div(tiles, ceil_div(tiles, parts));
+  if (slabs * parts > kMaxGridX || tiles / parts >= (int64_t{1} << 31)) return;
+  configs.push_back({.kernel = Kernel::kDepthwiseBackwardWeightNhwc,
+                     .grid = {slabs * parts, 1, 1},
+                     .block = {lanes, static_cast<int>(p.R), groups},
+                     .shared_bytes = static_cast<int>(shared_bytes),
+                     .tile_h = tile.tile_h,
+                     .tile_w = tile.tile_w,
+                     .vector = vector,
+                     .planes = lanes * vector,
+                     .parts = static_cast<int>(parts)});
+}
+
+}  // namespace cnnext::cuda
