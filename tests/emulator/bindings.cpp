@@ -1,29 +1,54 @@
-// The launchers and planners of csrc/cuda as a Python module. Pointers are passed as integers.
+// The planners and launchers of csrc/cuda as a Python module. Pointers are passed as integers.
+//
+// All classes are local to the module: a process may load several builds.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
 
 #include "../../csrc/cuda/kernels.h"
 #include "../../csrc/cuda/launch_config.h"
+#include "bindings_emulator.h"
 
 namespace {
 
 namespace py = pybind11;
-using cnnext::ConvParams;
+using namespace cnnext;
+using namespace cnnext::cuda;
 
-void* pointer(std::uintptr_t address) { return reinterpret_cast<void*>(address); }
+using Pointer = std::uintptr_t;
 
-}  // namespace
+const void* in(Pointer address) { return reinterpret_cast<const void*>(address); }
+void* out(Pointer address) { return reinterpret_cast<void*>(address); }
 
-PYBIND11_MODULE(CNNEXT_EMULATOR_MODULE, m) {
-  py::enum_<cnnext::DType>(m, "DType")
-      .value("float32", cnnext::DType::kFloat32)
-      .value("float64", cnnext::DType::kFloat64)
-      .value("float16", cnnext::DType::kFloat16)
-      .value("bfloat16", cnnext::DType::kBFloat16);
-  py::enum_<cnnext::Layout>(m, "Layout").value("nchw", cnnext::Layout::kNCHW).value("nhwc", cnnext::Layout::kNHWC);
-  py::class_<cnnext::Strides4>(m, "Strides4").def(py::init([](int64_t n, int64_t c, int64_t h, int64_t w) {
-    return cnnext::Strides4{n, c, h, w};
-  }));
-  py::class_<ConvParams>(m, "ConvParams")
+/// A member that is a C array, as a list.
+template <class Class, class T, size_t kCount>
+void def_array(py::class_<Class>& c, const char* name, T (Class::*member)[kCount]) {
+  using Array = std::array<T, kCount>;
+  c.def_property(
+      name,
+      [=](const Class& object) {
+        Array values;
+        std::copy_n(object.*member, kCount, values.begin());
+        return values;
+      },
+      [=](Class& object, const Array& values) { std::copy_n(values.begin(), kCount, object.*member); });
+}
+
+void bind_params(py::module_& m) {
+  py::enum_<DType>(m, "DType", py::module_local())
+      .value("float32", DType::kFloat32)
+      .value("float64", DType::kFloat64)
+      .value("float16", DType::kFloat16)
+      .value("bfloat16", DType::kBFloat16);
+  py::enum_<Layout>(m, "Layout", py::module_local()).value("nchw", Layout::kNCHW).value("nhwc", Layout::kNHWC);
+  py::class_<Strides4>(m, "Strides4", py::module_local())
+      .def(py::init<int64_t, int64_t, int64_t, int64_t>())
+      .def_readwrite("n", &Strides4::n)
+      .def_readwrite("c", &Strides4::c)
+      .def_readwrite("h", &Strides4::h)
+      .def_readwrite("w", &Strides4::w);
+  py::class_<ConvParams>(m, "ConvParams", py::module_local())
       .def(py::init<>())
       .def_readwrite("N", &ConvParams::N)
       .def_readwrite("C", &ConvParams::C)
@@ -47,16 +72,91 @@ PYBIND11_MODULE(CNNEXT_EMULATOR_MODULE, m) {
       .def_readwrite("dtype", &ConvParams::dtype)
       .def_property(
           "activation", [](const ConvParams& params) { return static_cast<int>(params.activation); },
-          [](ConvParams& params, int value) { params.activation = static_cast<cnnext::Activation>(value); });
+          [](ConvParams& params, int value) { params.activation = static_cast<Activation>(value); });
+}
 
-  py::class_<cnnext::cuda::LaunchConfig>(m, "LaunchConfig")
-      .def_readonly("blocks", &cnnext::cuda::LaunchConfig::blocks)
-      .def_readonly("threads", &cnnext::cuda::LaunchConfig::threads)
-      .def("__repr__", &cnnext::cuda::LaunchConfig::to_string);
-  m.def("plan_depthwise_forward_general", &cnnext::cuda::plan_depthwise_forward_general);
+void bind_planning(py::module_& m) {
+  py::class_<DeviceFacts>(m, "DeviceFacts", py::module_local())
+      .def(py::init<>())
+      .def_readwrite("multiprocessors", &DeviceFacts::multiprocessors)
+      .def_readwrite("threads_per_multiprocessor", &DeviceFacts::threads_per_multiprocessor)
+      .def_readwrite("shared_bytes_per_multiprocessor", &DeviceFacts::shared_bytes_per_multiprocessor)
+      .def_readwrite("shared_bytes_per_block", &DeviceFacts::shared_bytes_per_block);
+  py::class_<Problem>(m, "Problem", py::module_local())
+      .def(py::init<>())
+      .def_readwrite("params", &Problem::params)
+      .def_readwrite("alignment", &Problem::alignment)
+      .def_readwrite("device", &Problem::device)
+      .def_readwrite("allow_tf32", &Problem::allow_tf32)
+      .def_readwrite("filter_channels_last", &Problem::filter_channels_last);
 
-  m.def("depthwise_forward_general",
-        [](const ConvParams& params, std::uintptr_t x, std::uintptr_t w, std::uintptr_t bias, std::uintptr_t y) {
-          cnnext::cuda::depthwise_forward_general(params, pointer(x), pointer(w), pointer(bias), pointer(y), nullptr);
+  py::enum_<Kernel> kernels(m, "Kernel", py::module_local());
+  for (int i = 0; to_string(static_cast<Kernel>(i)) != std::string("unknown"); ++i) {
+    kernels.value(to_string(static_cast<Kernel>(i)), static_cast<Kernel>(i));
+  }
+
+  py::class_<LaunchConfig> config(m, "LaunchConfig", py::module_local());
+  config.def(py::init<>())
+      .def_readwrite("kernel", &LaunchConfig::kernel)
+      .def_readwrite("shared_bytes", &LaunchConfig::shared_bytes)
+      .def_readwrite("tile_h", &LaunchConfig::tile_h)
+      .def_readwrite("tile_w", &LaunchConfig::tile_w)
+      .def_readwrite("vector", &LaunchConfig::vector)
+      .def_readwrite("planes", &LaunchConfig::planes)
+      .def_readwrite("parts", &LaunchConfig::parts)
+      .def_readwrite("tf32", &LaunchConfig::tf32)
+      .def_readwrite("packs_filter", &LaunchConfig::packs_filter)
+      .def_readwrite("converts", &LaunchConfig::converts)
+      .def("__repr__", &LaunchConfig::to_string);
+  def_array(config, "grid", &LaunchConfig::grid);
+  def_array(config, "block", &LaunchConfig::block);
+
+  m.def("depthwise_forward_configs", &depthwise_forward_configs);
+  m.def("depthwise_backward_input_configs", &depthwise_backward_input_configs);
+  m.def("depthwise_backward_weight_configs", &depthwise_backward_weight_configs);
+  m.def("grouped_forward_configs", &grouped_forward_configs);
+  m.def("grouped_backward_input_configs", &grouped_backward_input_configs);
+  m.def("grouped_backward_weight_configs", &grouped_backward_weight_configs);
+  m.def("workspace_bytes", &workspace_bytes);
+}
+
+void bind_depthwise(py::module_& m) {
+  m.def("depthwise_forward",
+        [](const ConvParams& params, const LaunchConfig& config, Pointer x, Pointer w, Pointer bias, Pointer y) {
+          depthwise_forward(params, config, in(x), in(w), in(bias), out(y), nullptr);
         });
+  m.def("depthwise_backward_input",
+        [](const ConvParams& params, const LaunchConfig& config, Pointer dy, Pointer w, Pointer dx) {
+          depthwise_backward_input(params, config, in(dy), in(w), out(dx), nullptr);
+        });
+  m.def("depthwise_backward_weight", [](const ConvParams& params, const LaunchConfig& config, Pointer dy, Pointer x,
+                                        Pointer dw, Pointer dbias, Pointer workspace) {
+    depthwise_backward_weight(params, config, in(dy), in(x), out(dw), out(dbias), out(workspace), nullptr);
+  });
+}
+
+void bind_grouped(py::module_& m) {
+  m.def("grouped_forward", [](const ConvParams& params, const LaunchConfig& config, bool filter_channels_last,
+                              Pointer x, Pointer w, Pointer bias, Pointer y, Pointer workspace) {
+    grouped_forward(params, config, filter_channels_last, in(x), in(w), in(bias), out(y), out(workspace), nullptr);
+  });
+  m.def("grouped_backward_input", [](const ConvParams& params, const LaunchConfig& config, bool filter_channels_last,
+                                     Pointer dy, Pointer w, Pointer dx, Pointer workspace) {
+    grouped_backward_input(params, config, filter_channels_last, in(dy), in(w), out(dx), out(workspace), nullptr);
+  });
+  m.def("grouped_backward_weight", [](const ConvParams& params, const LaunchConfig& config, bool filter_channels_last,
+                                      Pointer dy, Pointer x, Pointer dw, Pointer dbias, Pointer workspace) {
+    grouped_backward_weight(params, config, filter_channels_last, in(dy), in(x), out(dw), out(dbias), out(workspace),
+                            nullptr);
+  });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(cnnext_emulator_kernels, m) {
+  bind_emulator(m);
+  bind_params(m);
+  bind_planning(m);
+  bind_depthwise(m);
+  bind_grouped(m);
 }

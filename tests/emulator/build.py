@@ -1,32 +1,82 @@
-"""Compiles csrc/cuda with g++ into a Python module."""
+"""Compiles kernels with g++ and the emulator into Python modules.
+
+    from tests.emulator import build
+    module = build.load("plain")
+
+Objects and modules lie in build/emulator/<build>. An object is compiled again when its source, one of the headers that
+it includes, or the command has changed, as told by their contents. Processes that build at once wait for each other.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import fnmatch
 import functools
+import hashlib
 import importlib.util
+import json
 import os
+import shlex
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 import pybind11
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-BUILD = ROOT / "build" / "emulator"
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+CUDA = ROOT / "csrc" / "cuda"
+OUTPUT = ROOT / "build" / "emulator"
 
-#: Compiler flags of each build.
+
+@dataclass(frozen=True)
+class Build:
+    """How one of the builds is made."""
+
+    flags: tuple[str, ...]  # for everything but the bindings
+    kernel_flags: tuple[str, ...] = ()  # for .cu files, in addition
+    link_flags: tuple[str, ...] = ()
+    memory: str = "memory_plain.cpp"  # what watches memory
+
+
+_SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize=vptr,pointer-overflow", "-fno-sanitize-recover=undefined")
+
+#: The builds by name; docs/emulator.md says what each sees.
 BUILDS = {
-    "plain": ["-O2"],
-    "sanitized": [
-        "-O1",
-        "-g",
-        "-fsanitize=address,undefined",
-        "-fno-sanitize=vptr,pointer-overflow",
-        "-fno-sanitize-recover=undefined",
-    ],
+    "plain": Build(flags=("-O2",)),
+    "sanitized": Build(flags=("-O1", "-g", *_SANITIZERS), link_flags=_SANITIZERS),
 }
+
+#: What every module is made of, beside the file that watches memory.
+EMULATOR_SOURCES = (
+    "bindings_emulator.cpp",
+    "copy_async.cpp",
+    "fiber.cpp",
+    "place.cpp",
+    "scheduler.cpp",
+    "shared_memory.cpp",
+    "source_lines.cpp",
+    "warp.cpp",
+)
+
+
+def kernel_sources() -> list[Path]:
+    """The kernels and planners of csrc/cuda, and their bindings."""
+    sources = [*CUDA.glob("*.cpp"), *CUDA.glob("*.cu")]
+    # While kernels are being written: names of files, without suffix, or patterns.
+    patterns = ["launch_config", "depthwise", "grouped", *os.environ.get("CNNEXT_EMULATOR_ONLY", "*").split(",")]
+    kept = [path for path in sources if any(fnmatch.fnmatch(path.stem, pattern) for pattern in patterns)]
+    return [HERE / "bindings.cpp", *kept]
+
+
+#: The modules that can be loaded: the sources of each.
+MODULES = {"kernels": kernel_sources}
 
 
 def cuda_headers() -> Path | None:
@@ -36,12 +86,14 @@ def cuda_headers() -> Path | None:
         candidates.append(Path(nvcc).resolve().parent.parent / "include")
     spec = importlib.util.find_spec("nvidia")
     for location in spec.submodule_search_locations or [] if spec else []:
-        candidates.extend(Path(location).glob("*/include"))
+        candidates.extend(sorted(Path(location).glob("*/include")))
     return next((directory for directory in candidates if (directory / "cuda_fp16.h").exists()), None)
 
 
-def sanitizer_environment() -> dict[str, str]:
-    """Environment in which a Python process can load the sanitized build."""
+def environment(build: str) -> dict[str, str]:
+    """Environment that a Python process needs in order to load `build`."""
+    if build != "sanitized":
+        return {}
     libraries = [
         subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
         for name in ("libasan.so", "libubsan.so")
@@ -51,40 +103,115 @@ def sanitizer_environment() -> dict[str, str]:
 
 
 @functools.cache
-def load(build: str = "plain") -> ModuleType:
-    """Compiles what changed and imports the module of one of `BUILDS`.
+def load(build: str = "plain", module: str = "kernels") -> ModuleType:
+    """Compiles what changed and imports one of `MODULES`, made as one of `BUILDS` says.
 
     Raises:
         RuntimeError: CUDA's headers are not found, or the compiler fails; the message holds its output.
     """
-    headers = cuda_headers()
-    if headers is None:
-        raise RuntimeError("cuda_fp16.h was not found: install a CUDA toolkit or `pip install nvidia-cuda-runtime`")
-    name = f"cnnext_emulator_{build}"
-    directory = BUILD / build
-    directory.mkdir(parents=True, exist_ok=True)
-    module = directory / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
-    cuda = ROOT / "csrc" / "cuda"
-    sources = [Path(__file__).with_name("bindings.cpp"), *cuda.glob("*.cpp"), *cuda.glob("*.cu")]
-    inputs = [*sources, *Path(__file__).parent.glob("*.h"), *cuda.glob("*.h"), cuda.parent / "conv_params.h"]
-    if not module.exists() or module.stat().st_mtime < max(path.stat().st_mtime for path in inputs):
-        _compile(build, name, headers, sources, module)
-    spec = importlib.util.spec_from_file_location(name, module)
+    name = f"cnnext_emulator_{module}"
+    library = _build(build, name, MODULES[module]())
+    spec = importlib.util.spec_from_file_location(name, library)
     assert spec is not None
     assert spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
+    order, seed = os.environ.get("CNNEXT_EMULATOR_ORDER", "random"), os.environ.get("CNNEXT_EMULATOR_SEED", "0")
+    loaded.set_schedule(order, int(seed))
     return loaded
 
 
-def _compile(build: str, name: str, headers: Path, sources: list[Path], module: Path) -> None:
+def _build(build: str, name: str, sources: list[Path]) -> Path:
+    headers = cuda_headers()
+    if headers is None:
+        raise RuntimeError("cuda_fp16.h was not found: install a CUDA toolkit or `pip install nvidia-cuda-runtime`")
+    settings = BUILDS[build]
+    directory = OUTPUT / build
+    directory.mkdir(parents=True, exist_ok=True)
+    emulator = [HERE / source for source in (*EMULATOR_SOURCES, settings.memory)]
+    with ThreadPoolExecutor(_jobs()) as pool:
+        compile_one = functools.partial(_compile, settings, headers, directory)
+        objects = list(pool.map(compile_one, [*sources, *emulator]))
+    link = ["g++", "-shared", *settings.link_flags, *map(str, objects), "-ldl"]
+    if only := os.environ.get("CNNEXT_EMULATOR_ONLY"):
+        directory = directory / only.replace(",", "_").replace("*", "")
+        directory.mkdir(exist_ok=True)
+    library = directory / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    _make(library, [*link, str(_stand_ins(directory, objects))], objects)
+    return library
+
+
+def _stand_ins(directory: Path, objects: list[Path]) -> Path:
+    """While kernels are being written: planners that list nothing and launchers that throw, for those not there yet."""
+    symbols = subprocess.run(["nm", "-P", *map(str, objects)], capture_output=True, text=True, check=True).stdout
+    entries = [line.split()[:2] for line in symbols.splitlines() if line.startswith("_ZN6cnnext4cuda")]
+    defined = {name for name, kind in entries if kind != "U"}
+    assembly = ".text\n"
+    for name in sorted({name for name, _ in entries} - defined):
+        action = "ret" if "plan_" in name else "jmp cnnext_emulator_missing"
+        assembly += f".globl {name}\n.hidden {name}\n{name}: {action}\n"
+    source = directory / "stand_ins.s"
+    if not source.exists() or source.read_text() != assembly:
+        source.write_text(assembly)
+    result = directory / "stand_ins.o"
+    _make(result, ["g++", "-c", str(source)], [source])
+    return result
+
+
+def _compile(settings: Build, headers: Path, directory: Path, source: Path) -> Path:
+    """The object of a source, compiled if it has to be."""
+    command = ["g++", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]
+    if source.name.startswith("bindings"):
+        command += ["-O1"]
+    else:
+        command += [*settings.flags, *(settings.kernel_flags if source.suffix == ".cu" else ())]
     includes = [pybind11.get_include(), sysconfig.get_path("include"), str(headers)]
-    command = ["g++", "-std=c++20", "-shared", "-fPIC", "-fvisibility=hidden", *BUILDS[build]]
-    command += [f"-I{Path(__file__).parent}", *(f"-isystem{path}" for path in includes)]
-    command += [f"-DCNNEXT_EMULATOR_MODULE={name}", "-x", "c++", *map(str, sources)]
-    # Linked under another name first: a process beside this one never sees half a file.
-    unfinished = module.with_suffix(f".{os.getpid()}")
-    result = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True)
-    if result.returncode != 0:
-        raise RuntimeError(f"g++ failed on the CUDA kernels:\n{result.stderr}")
-    unfinished.replace(module)
+    command += [f"-I{HERE}", f"-I{CUDA}", *(f"-isystem{path}" for path in includes), "-x", "c++", "-c", str(source)]
+    result = directory / f"{source.stem}.o"
+    _make(result, command, [source])
+    return result
+
+
+def _make(result: Path, command: list[str], inputs: list[Path]) -> None:
+    """Runs `command -o result`, unless that has been done with the same command and inputs.
+
+    What was done is kept in a file beside the result; the headers among the inputs are those that g++ lists.
+    """
+    with _locked(result):
+        record = result.with_name(f"{result.name}.json")
+        if result.exists() and record.exists():
+            known = json.loads(record.read_text())
+            if known == {"command": shlex.join(command), "inputs": _digests(known["inputs"])}:
+                return
+        record.unlink(missing_ok=True)
+        digests = _digests(map(str, inputs))  # of what is read now, should a file change meanwhile
+        # Under another name first: a process that is interrupted leaves no half file, and one that has loaded the old
+        # module keeps it.
+        unfinished = result.with_name(f"{result.name}.{os.getpid()}")
+        dependencies = result.with_name(f"{result.name}.d")
+        listing = ["-MMD", "-MF", str(dependencies)] if "-c" in command else []
+        done = subprocess.run([*command, *listing, "-o", str(unfinished)], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(f"g++ failed: {shlex.join(command)}\n{done.stderr}")
+        if listing and dependencies.exists():
+            headers = dependencies.read_text().replace("\\\n", " ").split()[1:]
+            digests = {**_digests(headers), **digests}
+        unfinished.replace(result)
+        record.write_text(json.dumps({"command": shlex.join(command), "inputs": digests}))
+
+
+def _digests(paths: Iterable[str]) -> dict[str, str | None]:
+    """A digest of each file's content; None for a file that is not there."""
+    return {p: hashlib.sha256(Path(p).read_bytes()).hexdigest() if Path(p).exists() else None for p in paths}
+
+
+def _jobs() -> int:
+    return int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
+
+
+@contextmanager
+def _locked(result: Path) -> Iterator[None]:
+    """Others that make the same result wait."""
+    with open(result.with_name(f"{result.name}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

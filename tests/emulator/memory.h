@@ -1,0 +1,42 @@
+// What watches the memory that kernels use. memory_plain.cpp checks alignment alone; memory_checked.cpp knows every
+// buffer and every access.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "place.h"
+
+namespace cnnext::emulator {
+
+enum class Access { kRead, kWrite };
+
+/// Fails if the thread that runs now must not access these bytes.
+void check_access(const void* address, size_t bytes, Access access, const Place& place);
+
+[[noreturn]] void fail_misaligned(const void* address, size_t bytes, const Place& place);
+
+// --- Global memory: what a launch may access. Without an effect but in the checked build. ---
+
+/// `name` appears in messages.
+void register_buffer(uintptr_t address, size_t bytes, bool writable, const char* name);
+void clear_buffers();
+
+// --- Shared memory. ---
+
+void memory_gets_shared_array(const void* address, size_t bytes, const char* name);
+void memory_drops_shared_arrays();
+
+/// A cp.async to these bytes starts, and is waited for.
+void copy_starts(const void* shared, size_t bytes, const Place& place);
+void copy_lands(const void* shared, size_t bytes);
+
+// --- What orders the accesses of different threads. ---
+
+void memory_begins_launch();
+void memory_begins_block();
+void memory_ends_block();
+void memory_passes_barrier();
+void memory_joins_lanes(int warp, unsigned mask);
+
+}  // namespace cnnext::emulator
