@@ -19,6 +19,8 @@
 // to 5 x 5. docs/kernels/depthwise_backward_weight.md has the count.
 #include "depthwise_backward_weight_nhwc.h"
 
+#include <algorithm>
+
 #include "element.h"
 #include "kernels.h"
 #include "portability.h"
@@ -28,17 +30,25 @@ namespace {
 
 using namespace backward_weight_nhwc;
 
+/// A rectangle of pixels that the threads copy, out of an image of H x W pixels.
+struct Rectangle {
+  int rows, columns;
+  int H, W;
+  int stride_h, stride_w;
+  int columns_at_once, rows_at_once;  // pixels that all threads take in one step
+};
+
 /// The kernel's arguments besides pointers.
 struct Geometry {
-  Strides4 x_strides, y_strides;
+  Rectangle x_pixels, dy_pixels;
+  int64_t x_stride_n, y_stride_n;
   int64_t K;
   int64_t tiles;  // of the whole problem
   int parts;
   int slabs;
-  int H, W, P, Q, R;
+  int P, Q, R;
   int pad_h, pad_w, dilation_h;
   int tile_h, tile_w, tiles_h, tiles_w;
-  int x_rows, x_columns;
   int strip, strips;
   int stages, x_bytes, stage_bytes;
   bool with_bias;
@@ -46,11 +56,10 @@ struct Geometry {
 
 /// A tile of the list: image, tile row, tile column; columns run fastest.
 struct TileIndex {
-  int64_t n;
-  int row, column;
+  int n, row, column;
 
   __device__ TileIndex(const Geometry& g, int64_t index)
-      : n(index / (int64_t{g.tiles_h} * g.tiles_w)),
+      : n(static_cast<int>(index / (int64_t{g.tiles_h} * g.tiles_w))),
         row(static_cast<int>(index / g.tiles_w % g.tiles_h)),
         column(static_cast<int>(index % g.tiles_w)) {}
 
@@ -62,63 +71,81 @@ struct TileIndex {
   }
 };
 
-/// Starts the copy of rows x columns pixels to `shared`, dense there. The pixel (0, 0) is (h, w) in the image; pixels
-/// outside the image become zeros. `image` points at this thread's vector of channels in the image's first pixel.
-template <class T>
-__device__ __forceinline__ void copy_pixels(unsigned char* shared, const T* image, int64_t stride_h, int64_t stride_w,
-                                            int h, int w, int rows, int columns, int H, int W) {
-  const int pixel_bytes = blockDim.x * kAccessBytes;
-  // Thread (y, z) takes every so manyeth pixel of the tile.
-  const int worker = threadIdx.z * blockDim.y + threadIdx.y;
-  const int workers = blockDim.y * blockDim.z;
-  const int step_rows = workers / columns;
-  const int step_columns = workers % columns;
-  int row = worker / columns;
-  int column = worker % columns;
-  unsigned char* to = shared + worker * pixel_bytes + threadIdx.x * kAccessBytes;
-  while (row < rows) {
-    const bool inside = static_cast<unsigned>(h + row) < static_cast<unsigned>(H) &&
-                        static_cast<unsigned>(w + column) < static_cast<unsigned>(W);
-    const T* from = inside ? image + ((h + row) * stride_h + (w + column) * stride_w) : image;
-    copy_async<kAccessBytes>(to, from, inside);
-    to += workers * pixel_bytes;
-    row += step_rows;
-    column += step_columns;
-    if (column >= columns) column -= columns, ++row;
+/// Starts the copy of a rectangle of pixels to `shared`, dense there, which points at this thread's vector of channels
+/// in the first pixel; `first` is the same in the tensor, and may lie outside the image. That pixel is (top, left) of
+/// the image; pixels outside become zeros if kPadded, else nothing. A thread walks down a column.
+template <bool kPadded, class T>
+__device__ __forceinline__ void copy_pixels(const Rectangle& pixels, unsigned char* shared, const T* first, int top,
+                                            int left, int worker, int pixel_bytes) {
+  const int row = worker / pixels.columns_at_once;
+  if (row >= pixels.rows_at_once) return;
+  for (int column = worker - row * pixels.columns_at_once; column < pixels.columns; column += pixels.columns_at_once) {
+    const bool column_inside = static_cast<unsigned>(left + column) < static_cast<unsigned>(pixels.W);
+    const unsigned inside_rows = column_inside ? pixels.H : 0;
+    // A pointer that moves, rather than a base and an offset: nvcc would compute the base anew for every pixel.
+    const T* from = first + (row * pixels.stride_h + column * pixels.stride_w);
+    unsigned char* to = shared + (row * pixels.columns + column) * pixel_bytes;
+    const int step = pixels.rows_at_once * pixels.stride_h;
+    const int step_bytes = pixels.rows_at_once * pixels.columns * pixel_bytes;
+    for (int h = top + row; h < top + pixels.rows; h += pixels.rows_at_once, from += step, to += step_bytes) {
+      if (static_cast<unsigned>(h) < inside_rows) {
+        copy_async<kAccessBytes>(to, from);
+      } else if (kPadded) {
+        store<uint4>(to, make_uint4(0, 0, 0, 0));
+      }
+    }
+  }
+}
+
+/// One step along a row: kStride new elements of x, one of dy, and their products. The step's first column of x is
+/// column kFirst of the strip modulo kS.
+template <class T, int kS, int kStride>
+__device__ __forceinline__ void add_element(float (&sums)[kS][kVector<T>], float (&window)[kS][kVector<T>], int first,
+                                            const unsigned char*& x, const unsigned char*& dy, int pixel_bytes) {
+#pragma unroll
+  for (int s = kS - kStride; s < kS; ++s, x += pixel_bytes) unpack<T>(load<uint4>(x), window[(first + s) % kS]);
+  float dy_values[kVector<T>];
+  unpack<T>(load<uint4>(dy), dy_values);
+  dy += pixel_bytes;
+#pragma unroll
+  for (int s = 0; s < kS; ++s) {
+#pragma unroll
+    for (int v = 0; v < kVector<T>; ++v) sums[s][v] += window[(first + s) % kS][v] * dy_values[v];
   }
 }
 
 /// Adds to `sums` the products of a strip: `x` and `dy` point at this thread's vector in the first elements of shared
 /// memory that are used, and pixels of a row follow each other at `pixel_bytes`.
 template <class T, int kS, int kStride>
-__device__ __forceinline__ void add_strip(float (&sums)[kS][kVector<T>], float (&bias_sums)[kVector<T>], bool sum_dy,
-                                          const unsigned char* x, const unsigned char* dy, int pixel_bytes,
-                                          int length) {
-  // Column c of x, counted from the strip's first, lies in window[c % kS]: nothing moves when the window slides.
+__device__ __forceinline__ void add_strip(float (&sums)[kS][kVector<T>], const unsigned char* x,
+                                          const unsigned char* dy, int pixel_bytes, int length) {
+  if (length <= 0) return;
+  // Column c of x, counted from the strip's first, lies in window[c % kS]: nothing moves when the window slides, and
+  // after kS steps it is where it was.
   float window[kS][kVector<T>];
 #pragma unroll
   for (int s = 0; s < kS - kStride; ++s, x += pixel_bytes) unpack<T>(load<uint4>(x), window[s]);
-  for (int q = 0; q < length; q += kS) {
+  int left = length;
+  for (; left >= kS; left -= kS) {
 #pragma unroll
     for (int i = 0; i < kS; ++i) {
-      if (q + i >= length) return;
-#pragma unroll
-      for (int s = kS - kStride; s < kS; ++s, x += pixel_bytes) {
-        unpack<T>(load<uint4>(x), window[(i * kStride + s) % kS]);
-      }
-      float dy_values[kVector<T>];
-      unpack<T>(load<uint4>(dy), dy_values);
-      dy += pixel_bytes;
-#pragma unroll
-      for (int s = 0; s < kS; ++s) {
-#pragma unroll
-        for (int v = 0; v < kVector<T>; ++v) sums[s][v] += window[(i * kStride + s) % kS][v] * dy_values[v];
-      }
-      if (sum_dy) {
-#pragma unroll
-        for (int v = 0; v < kVector<T>; ++v) bias_sums[v] += dy_values[v];
-      }
+      add_element<T, kS, kStride>(sums, window, i * kStride, x, dy, pixel_bytes);
     }
+  }
+#pragma unroll
+  for (int i = 0; i < kS - 1; ++i) {
+    if (i < left) add_element<T, kS, kStride>(sums, window, i * kStride, x, dy, pixel_bytes);
+  }
+}
+
+template <class T>
+__device__ __forceinline__ void add_dy(float (&sums)[kVector<T>], const unsigned char* dy, int pixel_bytes,
+                                       int length) {
+  for (int q = 0; q < length; ++q, dy += pixel_bytes) {
+    float values[kVector<T>];
+    unpack<T>(load<uint4>(dy), values);
+#pragma unroll
+    for (int v = 0; v < kVector<T>; ++v) sums[v] += values[v];
   }
 }
 
@@ -147,16 +174,23 @@ __global__ void __launch_bounds__(max_threads(kS), 2)
   const int64_t begin = g.tiles * part / g.parts;
   const int count = static_cast<int>(g.tiles * (part + 1) / g.parts - begin);
   TileIndex next(g, begin);
+  const int worker = threadIdx.z * blockDim.y + threadIdx.y;
+  const int workers = blockDim.y * blockDim.z;
+  x += first_channel;
+  dy += first_channel;
   int copied = 0, copy_stage = 0;
   // Starts the copy of the next tile, if there is one; closes a group of copies in either case.
   const auto copy_next = [&] {
     if (copied < count && active) {
-      unsigned char* const stage = smem_tiles + copy_stage * g.stage_bytes;
+      unsigned char* const stage = smem_tiles + copy_stage * g.stage_bytes + threadIdx.x * kAccessBytes;
       const int p = next.row * g.tile_h, q = next.column * g.tile_w;
-      copy_pixels<T>(stage, x + next.n * g.x_strides.n + first_channel, g.x_strides.h, g.x_strides.w,
-                     p * kStride - g.pad_h, q * kStride - g.pad_w, g.x_rows, g.x_columns, g.H, g.W);
-      copy_pixels<T>(stage + g.x_bytes, dy + next.n * g.y_strides.n + first_channel, g.y_strides.h, g.y_strides.w, p, q,
-                     g.tile_h, g.tile_w, g.P, g.Q);
+      const int h = p * kStride - g.pad_h, w = q * kStride - g.pad_w;
+      copy_pixels<true>(g.x_pixels, stage,
+                        x + (next.n * g.x_stride_n + (h * g.x_pixels.stride_h + w * g.x_pixels.stride_w)), h, w, worker,
+                        pixel_bytes);
+      copy_pixels<false>(g.dy_pixels, stage + g.x_bytes,
+                         dy + (next.n * g.y_stride_n + (p * g.dy_pixels.stride_h + q * g.dy_pixels.stride_w)), p, q,
+                         worker, pixel_bytes);
     }
     copy_async_commit();
     next.advance(g);
@@ -167,7 +201,9 @@ __global__ void __launch_bounds__(max_threads(kS), 2)
   float sums[kS][kV] = {};
   float bias_sums[kV] = {};
   const int r = threadIdx.y;
-  const bool sum_dy = g.with_bias && r == 0;
+  const int own_p = threadIdx.z / g.strips;
+  const int own_q = threadIdx.z % g.strips * g.strip;
+  const int rows_at_once = blockDim.z / g.strips;
   for (int i = 1; i < g.stages; ++i) copy_next();
   TileIndex tile(g, begin);
   int stage = 0;
@@ -189,58 +225,77 @@ __global__ void __launch_bounds__(max_threads(kS), 2)
     const unsigned char* const dy_tile = x_tile + g.x_bytes;
     const int rows = min(g.tile_h, g.P - tile.row * g.tile_h);
     const int columns = min(g.tile_w, g.Q - tile.column * g.tile_w);
-    const int items = active ? rows * g.strips : 0;
-    for (int item = threadIdx.z; item < items; item += blockDim.z) {
-      const int p = item / g.strips;
-      const int q = item % g.strips * g.strip;
-      add_strip<T, kS, kStride>(sums, bias_sums, sum_dy,
-                                x_tile + ((p * kStride + r * g.dilation_h) * g.x_columns + q * kStride) * pixel_bytes,
-                                dy_tile + (p * g.tile_w + q) * pixel_bytes, pixel_bytes, min(g.strip, columns - q));
+    // Thread group z owns strip z % strips of every so manyeth row.
+    const int length = active ? min(g.strip, columns - own_q) : 0;
+    const unsigned char* const x_strip =
+        x_tile + (r * g.dilation_h * g.x_pixels.columns + own_q * kStride) * pixel_bytes;
+    const unsigned char* const dy_strip = dy_tile + own_q * pixel_bytes;
+    for (int p = own_p; p < rows; p += rows_at_once) {
+      add_strip<T, kS, kStride>(sums, x_strip + p * kStride * g.x_pixels.columns * pixel_bytes,
+                                dy_strip + p * g.tile_w * pixel_bytes, pixel_bytes, length);
+    }
+    if (g.with_bias) {
+      // Filter row r takes every R-th of these rows.
+      for (int p = own_p + r * rows_at_once; p < rows; p += g.R * rows_at_once) {
+        add_dy<T>(bias_sums, dy_strip + p * g.tile_w * pixel_bytes, pixel_bytes, length);
+      }
     }
   }
   copy_async_wait<0>();
   __syncthreads();
 
-  // The groups' sums, [group][R * S + 1][channels of the slab], where the tiles were.
+  // The groups' sums, [group][R * S taps, then R parts of the sums of dy][channels of the slab], where the tiles were.
   float* const smem_sums = reinterpret_cast<float*>(smem_tiles);
   const int taps = g.R * kS;
   const int channels = lanes * kV;
-  const int group_size = (taps + 1) * channels;
+  const int group_size = (taps + g.R) * channels;
   float* const own = smem_sums + threadIdx.z * group_size + threadIdx.x * kV;
 #pragma unroll
   for (int s = 0; s < kS; ++s) write_sums(own + (r * kS + s) * channels, sums[s]);
-  if (r == 0) write_sums(own + taps * channels, bias_sums);
+  write_sums(own + (taps + r) * channels, bias_sums);
   __syncthreads();
-  const int threads = lanes * blockDim.y * blockDim.z;
-  const int written = g.with_bias ? group_size : group_size - channels;
-  for (int i = (threadIdx.z * blockDim.y + threadIdx.y) * lanes + threadIdx.x; i < written; i += threads) {
+  const int written_taps = g.with_bias ? taps + 1 : taps;
+  for (int i = worker * lanes + threadIdx.x; i < written_taps * channels; i += workers * lanes) {
     const int tap = i / channels;
     const int64_t k = int64_t{slab} * channels + i % channels;
     if (k >= g.K) continue;
+    const int copies = tap == taps ? g.R : 1;
     float sum = 0;
-    for (int group = 0; group < static_cast<int>(blockDim.z); ++group) sum += smem_sums[group * group_size + i];
+    for (int group = 0; group < static_cast<int>(blockDim.z); ++group) {
+      for (int copy = 0; copy < copies; ++copy) sum += smem_sums[group * group_size + copy * channels + i];
+    }
     workspace[(int64_t{part} * (taps + 1) + tap) * g.K + k] = sum;
   }
+}
+
+Rectangle make_rectangle(int rows, int columns, int64_t H, int64_t W, const Strides4& strides, int workers) {
+  Rectangle pixels;
+  pixels.rows = rows, pixels.columns = columns;
+  pixels.H = static_cast<int>(H), pixels.W = static_cast<int>(W);
+  pixels.stride_h = static_cast<int>(strides.h), pixels.stride_w = static_cast<int>(strides.w);
+  pixels.columns_at_once = std::min(columns, workers);
+  pixels.rows_at_once = workers / pixels.columns_at_once;
+  return pixels;
 }
 
 Geometry make_geometry(const ConvParams& params, const LaunchConfig& config, bool with_bias) {
   const Tile tile(params, config.tile_h, config.tile_w);
   const int lanes = config.block[0];
+  const int workers = config.block[1] * config.block[2];
   Geometry g;
-  g.x_strides = params.x_strides, g.y_strides = params.y_strides;
+  g.x_pixels = make_rectangle(tile.x_rows, tile.x_columns, params.H, params.W, params.x_strides, workers);
+  g.dy_pixels = make_rectangle(tile.tile_h, tile.tile_w, params.P, params.Q, params.y_strides, workers);
+  g.x_stride_n = params.x_strides.n, g.y_stride_n = params.y_strides.n;
   g.K = params.K;
-  g.parts = config.parts;
-  g.slabs = static_cast<int>(config.grid[0] / config.parts);
-  g.H = static_cast<int>(params.H), g.W = static_cast<int>(params.W);
-  g.P = static_cast<int>(params.P), g.Q = static_cast<int>(params.Q);
-  g.R = static_cast<int>(params.R);
-  g.pad_h = static_cast<int>(params.pad_h), g.pad_w = static_cast<int>(params.pad_w);
-  g.dilation_h = static_cast<int>(params.dilation_h);
-  g.tile_h = tile.tile_h, g.tile_w = tile.tile_w;
   g.tiles_h = static_cast<int>(ceil_div(params.P, tile.tile_h));
   g.tiles_w = static_cast<int>(ceil_div(params.Q, tile.tile_w));
   g.tiles = params.N * g.tiles_h * g.tiles_w;
-  g.x_rows = tile.x_rows, g.x_columns = tile.x_columns;
+  g.parts = config.parts;
+  g.slabs = static_cast<int>(config.grid[0] / config.parts);
+  g.P = static_cast<int>(params.P), g.Q = static_cast<int>(params.Q), g.R = static_cast<int>(params.R);
+  g.pad_h = static_cast<int>(params.pad_h), g.pad_w = static_cast<int>(params.pad_w);
+  g.dilation_h = static_cast<int>(params.dilation_h);
+  g.tile_h = tile.tile_h, g.tile_w = tile.tile_w;
   g.strip = tile.strip, g.strips = tile.strips;
   g.stages = stages(config.shared_bytes, tile.stage_bytes(lanes));
   g.x_bytes = static_cast<int>(tile.x_bytes(lanes));

@@ -12,7 +12,7 @@ constexpr int kMaxStages = 4;
 constexpr int kMaxStrip = 14;
 
 /// The most threads of a block, by the filter's width: what it takes in registers.
-constexpr int max_threads(int S) { return S == 3 ? 384 : S == 5 ? 256 : 192; }
+constexpr int max_threads(int S) { return S == 3 ? 320 : S == 5 ? 256 : 192; }
 
 /// A block's tile: tile_h x tile_w elements of dy and the elements of x under them, `lanes` vectors of channels each.
 struct Tile {

@@ -75,11 +75,13 @@ void plan_depthwise_backward_weight_nhwc(const Problem& problem, Configs& config
       choose_tile(p, static_cast<int>(even_piece(p.Q, kMaxTileColumns)), lanes, std::min(kStageBytes, shared / 2));
   if (tile.tile_h == 0) return;
 
-  const int most_groups = std::min<int>(64, max_threads(static_cast<int>(p.S)) / (lanes * static_cast<int>(p.R)));
-  if (most_groups == 0) return;
-  const int groups = static_cast<int>(even_piece(tile.tile_h * tile.strips, most_groups));
+  // Groups in whole rows of strips.
+  const int most_rows =
+      std::min(64, max_threads(static_cast<int>(p.S)) / (lanes * static_cast<int>(p.R))) / tile.strips;
+  if (most_rows == 0) return;
+  const int groups = tile.strips * static_cast<int>(even_piece(tile.tile_h, most_rows));
   const int threads = lanes * static_cast<int>(p.R) * groups;
-  const int64_t sums_bytes = int64_t{groups} * (p.R * p.S + 1) * lanes * vector * 4;
+  const int64_t sums_bytes = int64_t{groups} * p.R * (p.S + 1) * lanes * vector * 4;
   const int64_t stage_bytes = tile.stage_bytes(lanes);
   const int64_t stages_bytes = stages(shared, stage_bytes) * stage_bytes;
   const int64_t shared_bytes = std::max(stages_bytes, sums_bytes);
