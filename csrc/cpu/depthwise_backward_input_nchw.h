@@ -12,7 +12,8 @@
 // high. With stride_w = 2 the two classes of a row are computed side by side and interleaved in registers.
 #pragma once
 
-#include "depthwise_correlate_nchw.h"
+#include "depthwise_backward_input_nchw_stride2.h"
+#include "depthwise_narrow_nchw.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -67,27 +68,42 @@ struct InputCall {
 
   int64_t multiplier = p.K / p.C;
 
+  const T* dy_plane(const BandIterator& it) const {
+    return dy + it.n * p.y_strides.n + it.channel * multiplier * p.y_strides.c;
+  }
+  T* dx_plane(const BandIterator& it) const { return dx + it.n * p.x_strides.n + it.channel * p.x_strides.c; }
   int64_t weights() const { return multiplier * p.R * p.S; }
   PlaneShape dy_shape() const { return {p.P, p.Q, p.y_strides.h, multiplier, p.y_strides.c}; }
+};
+
+/// What a call reads and writes soon.
+template <class T>
+struct InputAhead {
+  RowsAhead<T> dy, dx;
+
+  explicit InputAhead(const ConvParams& p) : dy(p.P, p.Q, p.y_strides.h), dx(p.H, p.W, p.x_strides.h) {}
 };
 
 /// Calls f(a channel's weights in the order of the classes, plane of dy, plane of dx, row class a, first row in the
 /// class, rows) for each band of the range.
 template <class T, class A, class F>
-CNNEXT_INLINE void for_input_bands(const InputCall<T, A>& call, int64_t begin, int64_t end, const F& f) {
+CNNEXT_INLINE void for_input_bands(const InputCall<T, A>& call, int64_t begin, int64_t end, InputAhead<T>& ahead,
+                                   const F& f) {
   const ConvParams& p = call.p;
   Scratch<A, 64> weights(call.weights());
   BandIterator it(begin, call.bands, p.C);
   for (int64_t index = begin; index < end; ++index, it.next()) {
     const int64_t c = it.channel, first = it.band * kBandRows;
     const T* w = call.w + c * call.weights();
+    const BandIterator next = index + call.bands < end ? it.next_plane() : it;
+    ahead.dy.select_plane(call.dy_plane(it), call.dy_plane(next));
+    ahead.dx.select_plane(call.dx_plane(it), call.dx_plane(next));
     for (int64_t i = 0; i < call.weights(); ++i) weights[i] = load_scalar<A>(w + call.weight_places[i]);
     for (int64_t a = 0; a < min(p.stride_h, p.H); ++a) {
       const int64_t class_height = p.stride_h == 1 ? p.H : ceil_div(p.H - a, p.stride_h);
       const int64_t rows = min(kBandRows, class_height - first);
       if (rows <= 0) continue;
-      f(weights.data(), call.dy + it.n * p.y_strides.n + c * call.multiplier * p.y_strides.c,
-        call.dx + it.n * p.x_strides.n + c * p.x_strides.c, a, first, rows);
+      f(weights.data(), call.dy_plane(it), call.dx_plane(it), a, first, rows);
     }
   }
 }
@@ -124,15 +140,21 @@ void backward_input_range(const InputCall<T, A>& call, int64_t begin, int64_t en
   Source source(call.dy_shape(), row_pointers.data(), call.table_size, zeros.data(), 1);
   // All classes at once: those of class i begin at first_column[i] of each strip.
   const StripTaps<Source> taps(source, call.positions, call.first_column[classes], class_width, 1, V::kWidth);
+  InputAhead<T> ahead(p);
 
   for_input_bands(
-      call, begin, end, [&](const A* weights, const T* dy, T* dx, int64_t a, int64_t first, int64_t height) {
+      call, begin, end, ahead, [&](const A* weights, const T* dy, T* dx, int64_t a, int64_t first, int64_t height) {
         source.select_plane(dy);
         const int64_t dx_stride = p.stride_h * p.x_strides.h;
         for_row_blocks(height, [&](auto block_rows, int64_t i, int64_t rows) {
           source.select_rows(call.first_tap_row + first + i, call.table_size - (kRowBlock - block_rows));
+          const T *next_dy = ahead.dy.at(first + i), *next_dx = ahead.dx.at(first + i);
           T* out = dx + a * p.x_strides.h + (first + i) * dx_stride;
           for (int64_t j = 0, strip = 0; j < class_width; j += V::kWidth, ++strip) {
+            if (ahead.dx.worthwhile() && a == 0 && j % kLine<T> == 0) {
+              ahead.dy.template prefetch<block_rows, 1>(next_dy + j);
+              if (classes == 1) ahead.dx.template prefetch<block_rows, 1>(next_dx + j);
+            }
             const auto accumulate = [&](int64_t b, V(&acc)[block_rows]) {
               const int64_t id = a * p.stride_w + b, column = call.first_column[id];
               for (int row = 0; row < block_rows; ++row) acc[row] = V::zero();
@@ -161,27 +183,30 @@ void backward_input_range(const InputCall<T, A>& call, int64_t begin, int64_t en
       });
 }
 
-/// Stride 1, two rows a vector: 4 vectors make a block of 8 rows.
-template <int kR, class T, class A>
-void backward_input_range_pairs(const InputCall<T, A>& call, int64_t begin, int64_t end) {
+/// Stride 1 and 3x3 filters on planes whose rows fit a vector.
+template <class Source, class T, class A>
+void backward_input_range_narrow(const InputCall<T, A>& call, Source& source, int64_t begin, int64_t end) {
   using V = Vec<A>;
-  constexpr int kPairs = 4;
   const ConvParams& p = call.p;
-  RowPairSource<T, A> source(call.dy_shape());
-  const StripTaps<RowPairSource<T, A>> taps(source, call.positions, p.S, 2 * p.Q, 1, V::kWidth);
-  for_input_bands(call, begin, end, [&](const A* weights, const T* dy, T* dx, int64_t, int64_t first, int64_t rows) {
-    source.select_plane(dy);
-    for (int64_t i = first; i < first + rows; i += 2 * kPairs) {
-      source.select_rows(call.first_tap_row + i, 2 * (kPairs - 1) + kR);
-      V acc[kPairs] = {V::zero(), V::zero(), V::zero(), V::zero()};
-      accumulate_columns<kPairs, kR, 2>(source, taps.strip(0), p.S, Weights<A>{weights, kR, 1}, 2, acc);
-      store_row_pairs(acc, dx + i * p.W, p.W, first + rows - i);
-    }
-  });
+  InputAhead<T> ahead(p);
+  for_input_bands(call, begin, end, ahead,
+                  [&](const A* weights, const T* dy, T* dx, int64_t, int64_t first, int64_t height) {
+                    source.select_plane(dy);
+                    for_narrow_blocks<Source>(height, [&](auto n, int64_t i, int64_t rows) {
+                      source.select_row(call.first_tap_row + first + i);
+                      V acc[n];
+                      for (int v = 0; v < n; ++v) acc[v] = V::zero();
+                      correlate_narrow(source, Weights<A>{weights, 3, 1}, acc);
+                      store_narrow<Source>(acc, dx + (first + i) * p.x_strides.h, p.x_strides.h, rows, p.W);
+                    });
+                  });
 }
 
 template <class T, class A>
 void depthwise_backward_input_nchw(const ConvParams& p, const Parallel& parallel, const T* dy, const T* w, T* dx) {
+  if (suits_backward_input_stride2<T>(p)) {
+    if constexpr (kMaxFastFilter<T> >= 3) return depthwise_backward_input_nchw_stride2<T, A>(p, parallel, dy, w, dx);
+  }
   const int64_t multiplier = p.K / p.C, taps = p.R * p.S, classes = p.stride_h * p.stride_w;
   TapClasses row_taps(p.R, p.stride_h, p.pad_h, p.dilation_h), column_taps(p.S, p.stride_w, p.pad_w, p.dilation_w);
   const int64_t bands = ceil_div(ceil_div(p.H, p.stride_h), kBandRows), table_size = kRowBlock - 1 + row_taps.span();
@@ -222,10 +247,13 @@ void depthwise_backward_input_nchw(const ConvParams& p, const Parallel& parallel
                              first_weight.data()};
   const int64_t work = multiplier * min(kBandRows, ceil_div(p.H, p.stride_h)) * ceil_div(p.W, p.stride_w) * taps;
   parallel(0, p.N * p.C * bands, grain_for(work), [&](int64_t begin, int64_t end) {
+    if (whole && p.R == 3 && p.S == 3 && p.dilation_w == 1 &&
+        with_narrow_source<T, A>(call.dy_shape(), 1, p.W, p.x_strides.h, p.R - 1 - p.pad_h, p.S - 1 - p.pad_w,
+                                 [&](auto& source) { backward_input_range_narrow(call, source, begin, end); })) {
+      return;
+    }
     if (!whole) {
       backward_input_range<1>(call, begin, end);
-    } else if (p.R == 3 && RowPairSource<T, A>::suits(call.dy_shape(), p.W, p.x_strides.h)) {
-      if constexpr (kMaxFastFilter<T> >= 3) backward_input_range_pairs<3>(call, begin, end);
     } else {
       dispatch_fast_filter<T>(p.R, [&](auto r) { backward_input_range<r>(call, begin, end); });
     }

@@ -27,10 +27,6 @@ struct WeightBlock {
   static constexpr int kRows = kManyRegisters && kR != 5 ? 7 : 4;
 };
 
-/// Elements of a cache line.
-template <class T>
-constexpr int64_t kLine = 64 / sizeof(T);
-
 /// A task is one output channel over one part of the batch.
 template <class T, class A>
 struct WeightCall {
@@ -154,16 +150,6 @@ CNNEXT_INLINE void place_rows(const PlaneShape& shape, const T* plane, const T* 
   }
 }
 
-/// Asks for `rows` rows, row_stride apart, of `lines` cache lines. The hardware does not see planes coming: it follows
-/// a stream to the end of its page, and a block of rows is as many streams as rows.
-template <class T>
-CNNEXT_INLINE void prefetch_rows(const T* row, int64_t rows, int64_t row_stride, int lines) {
-#pragma GCC unroll 1
-  for (int64_t h = 0; h < rows; ++h, row += row_stride) {
-    for (int l = 0; l < lines; ++l) __builtin_prefetch(row + l * kLine<T>, 0, 2);
-  }
-}
-
 template <int kR, int kStep, int kStride, class T, class A>
 void backward_weight_range(const WeightCall<T, A>& call, int64_t begin, int64_t end) {
   using V = Vec<A>;
@@ -174,6 +160,7 @@ void backward_weight_range(const WeightCall<T, A>& call, int64_t begin, int64_t 
   Scratch<const T*, 48> row_pointers(table_size);
   ZeroRow<T> zeros(p.W);
   Source source(call.x_shape(), row_pointers.data(), table_size, zeros.data(), p.stride_w);
+  RowsAhead<T> dy_ahead(p.P, p.Q, p.y_strides.h), x_ahead(p.H, p.W, p.x_strides.h);
   const StripTaps<Source> taps(source, call.positions, call.columns, p.Q, p.stride_w, V::kWidth);
 
   for_weight_tasks(call, begin, end, [&](const ChannelPlanes<T>& planes, V* memory) {
@@ -184,9 +171,10 @@ void backward_weight_range(const WeightCall<T, A>& call, int64_t begin, int64_t 
         const T* x = planes.x + image * p.x_strides.n;
         source.select_plane(x);
         const bool last = image + 1 == planes.images;
-        const T* next_dy = last ? planes.next_dy : dy + p.y_strides.n;
-        const T* next_x = last ? planes.next_x : x + p.x_strides.n;
+        dy_ahead.select_plane(dy, last ? planes.next_dy : dy + p.y_strides.n);
+        x_ahead.select_plane(x, last ? planes.next_x : x + p.x_strides.n);
         const auto block = [&](auto rows, int64_t i) {
+          const T *next_dy = dy_ahead.at(i), *next_x = x_ahead.at(i * kStep);
           if constexpr (kR == 1) {
             source.select_rows(i * p.stride_h - p.pad_h, (rows - 1) * p.stride_h + span);
           } else {
@@ -195,10 +183,9 @@ void backward_weight_range(const WeightCall<T, A>& call, int64_t begin, int64_t 
           }
           for (int64_t q = 0, strip = 0; q < p.Q; q += V::kWidth, ++strip) {
             const int lanes = static_cast<int>(min(V::kWidth, p.Q - q));
-            if (kR > 1 && q % kLine<T> == 0) {
-              prefetch_rows(next_dy + i * p.y_strides.h + q, rows, p.y_strides.h, 1);
-              prefetch_rows(next_x + i * kStep * p.x_strides.h + q * kStep, min(rows * kStep, p.H - i * kStep),
-                            p.x_strides.h, kStep);
+            if (q % kLine<T> == 0) {
+              dy_ahead.template prefetch<rows, 1>(next_dy + q);
+              x_ahead.template prefetch<rows * kStep, kStep>(next_x + q * kStep);
             }
             const T* from = dy + i * p.y_strides.h + q;
             V gradient[rows];
@@ -217,55 +204,36 @@ void backward_weight_range(const WeightCall<T, A>& call, int64_t begin, int64_t 
   });
 }
 
-/// Stride 1 and R = S, two rows a vector. An odd last row is alone in its vector, and x is masked with it: a zero in dy
-/// is not enough, since x may be infinite there.
-template <int kR, class T, class A>
-void backward_weight_range_pairs(const WeightCall<T, A>& call, int64_t begin, int64_t end) {
+/// 3x3 filters on planes whose rows fit a vector.
+template <class Source, class T, class A>
+void backward_weight_range_narrow(const WeightCall<T, A>& call, Source& source, int64_t begin, int64_t end) {
   using V = Vec<A>;
-  using Source = RowPairSource<T, A>;
-  constexpr int kPairs = 3;  // followed by one that may be a row alone, so that 7 or 8 rows are one block
+  constexpr int kRowsPerVector = Source::kRows / Source::kVectors;
   const ConvParams& p = call.p;
-  Source source(call.x_shape());
-  TapPosition last_positions[kR];
-  for (int l = 0; l < kR; ++l) last_positions[l] = {call.positions[l].row + 2 * kPairs, call.positions[l].column};
-  const StripTaps<Source> taps(source, call.positions, kR, 2 * p.Q, 1, V::kWidth);
-  const StripTaps<Source> single_taps(source, call.positions, kR, p.Q, 1, V::kWidth);
-  const StripTaps<Source> last_taps(source, last_positions, kR, 2 * p.Q, 1, V::kWidth);
-  const StripTaps<Source> last_single_taps(source, last_positions, kR, p.Q, 1, V::kWidth);
-
   for_weight_tasks(call, begin, end, [&](const ChannelPlanes<T>& planes, V* memory) {
-    WeightSums<kR, kR, A> sums(memory, 0, kR);
+    WeightSums<3, 3, A> sums(memory, 0, 3);
     for (int64_t image = 0; image < planes.images; ++image) {
       const T* dy = planes.dy + image * p.y_strides.n;
       const T* x = planes.x + image * p.x_strides.n;
-      const bool last = image + 1 == planes.images;
-      prefetch_rows(last ? planes.next_dy : dy + p.y_strides.n, ceil_div(p.P * p.Q, kLine<T>), kLine<T>, 1);
-      prefetch_rows(last ? planes.next_x : x + p.x_strides.n, ceil_div(p.H * p.W, kLine<T>), kLine<T>, 1);
       source.select_plane(x);
-      const auto load = [&](auto& gradient, int64_t i) {
-        constexpr int pairs = sizeof(gradient) / sizeof(V);
-        for (int b = 0; b < pairs; ++b, i += 2) {
-          gradient[b] = V::load(dy + i * p.Q, static_cast<int>(min(2, p.P - i) * p.Q));
+      const auto block = [&](auto n, auto one_row, int64_t i) {
+        V gradient[n];
+        const int lanes = static_cast<int>(one_row ? p.Q : kRowsPerVector * p.Q);
+        for (int v = 0; v < n; ++v) {
+          gradient[v] = V::load(dy + (i + v * kRowsPerVector) * p.y_strides.h, lanes);
+          sums.dy += gradient[v];
         }
+        source.select_row(i * p.stride_h - p.pad_h);
+        accumulate_narrow_weights<n, one_row>(source, gradient, sums.taps);
       };
+      constexpr std::integral_constant<int, 1> kOne;
+      constexpr std::integral_constant<int, kRowsPerVector == 2 ? 3 : 7> kMany;  // rows of 7 or 14, but for the last
       int64_t i = 0;
-      for (; i + 2 * kPairs < p.P; i += 2 * kPairs + 2) {
-        source.select_rows(i - p.pad_h, 2 * kPairs + kR);
-        V gradient[kPairs], last_gradient[1];
-        load(gradient, i);
-        load(last_gradient, i + 2 * kPairs);
-        accumulate_weights<kPairs, 2>(gradient, source, taps.strip(0), 2, sums);
-        accumulate_weights<1, 2>(last_gradient, source,
-                                 (i + 2 * kPairs + 1 < p.P ? last_taps : last_single_taps).strip(0), 2, sums);
-      }
-      for (; i < p.P; i += 2) {
-        source.select_rows(i - p.pad_h, kR);
-        V gradient[1];
-        load(gradient, i);
-        accumulate_weights<1, 2>(gradient, source, (i + 1 < p.P ? taps : single_taps).strip(0), 2, sums);
-      }
+      for (; i + kMany * kRowsPerVector <= p.P; i += kMany * kRowsPerVector) block(kMany, std::false_type{}, i);
+      for (; i + kRowsPerVector <= p.P; i += kRowsPerVector) block(kOne, std::false_type{}, i);
+      if (i < p.P) block(kOne, std::true_type{}, i);
     }
-    sums.write(memory, kR);
+    sums.write(memory, 3);
   });
 }
 
@@ -284,13 +252,16 @@ void depthwise_backward_weight_nchw(const ConvParams& p, const Parallel& paralle
   const WeightCall<T, A> call{p, dy, x, dw, dbias, positions.data(), columns, whole, parts, partial.data()};
 
   parallel(0, parts * p.K, grain_for(ceil_div(p.N, parts) * p.P * p.Q * taps), [&](int64_t begin, int64_t end) {
+    if (whole && p.R == 3 && p.S == 3 &&
+        with_narrow_source<T, A>(call.x_shape(), p.stride_w, p.Q, p.y_strides.h, p.pad_h, p.pad_w,
+                                 [&](auto& source) { backward_weight_range_narrow(call, source, begin, end); })) {
+      return;
+    }
     if (!whole) {
       p.stride_w == 1 ? backward_weight_range<1, 1, 1>(call, begin, end)
                       : backward_weight_range<1, 1, 0>(call, begin, end);
     } else if (p.stride_h == 2) {
       dispatch_fast_filter<T>(p.R, [&](auto r) { backward_weight_range<r, 2, 2>(call, begin, end); });
-    } else if (p.R == 3 && p.S == 3 && RowPairSource<T, A>::suits(call.x_shape(), p.Q, p.y_strides.h)) {
-      if constexpr (kMaxFastFilter<T> >= 3) backward_weight_range_pairs<3>(call, begin, end);
     } else {
       dispatch_fast_filter<T>(p.R, [&](auto r) { backward_weight_range<r, 1, 1>(call, begin, end); });
     }

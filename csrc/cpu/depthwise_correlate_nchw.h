@@ -99,15 +99,6 @@ CNNEXT_INLINE void store_rows(const Vec<A> (&acc)[kRows], T* out, int64_t out_st
   }
 }
 
-/// Stores vectors of two rows each, `width` wide and contiguous; only the first `rows` rows.
-template <int n, class T, class A>
-CNNEXT_INLINE void store_row_pairs(const Vec<A> (&acc)[n], T* out, int64_t width, int64_t rows) {
-  for (int b = 0; b < n; ++b) {
-    const int64_t stored = min(2, rows - 2 * b);
-    if (stored > 0) acc[b].store(out + 2 * b * width, static_cast<int>(stored * width));
-  }
-}
-
 /// Walks the bands of the planes of a tensor, without a division for each.
 class BandIterator {
  public:
@@ -124,6 +115,14 @@ class BandIterator {
     if (++channel < channels_) return;
     channel = 0;
     ++n;
+  }
+
+  /// The same band of the plane after this one.
+  CNNEXT_INLINE BandIterator next_plane() const {
+    BandIterator it = *this;
+    it.band = bands_ - 1;
+    it.next();
+    return it;
   }
 
  private:

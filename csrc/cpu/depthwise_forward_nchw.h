@@ -7,7 +7,7 @@
 // plane y[n, k]. The arithmetic is in depthwise_correlate_nchw.h.
 #pragma once
 
-#include "depthwise_correlate_nchw.h"
+#include "depthwise_narrow_nchw.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -22,22 +22,37 @@ struct ForwardCall {
 
   int64_t taps() const { return p.R * p.S; }
   PlaneShape x_shape() const { return {p.H, p.W, p.x_strides.h}; }
+  const T* x_plane(const BandIterator& it) const {
+    return x + it.n * p.x_strides.n + (p.K == p.C ? it.channel : it.channel / (p.K / p.C)) * p.x_strides.c;
+  }
+  T* y_plane(const BandIterator& it) const { return y + it.n * p.y_strides.n + it.channel * p.y_strides.c; }
+};
+
+/// What a call reads and writes soon.
+template <class T>
+struct ForwardAhead {
+  RowsAhead<T> x, y;
+
+  explicit ForwardAhead(const ConvParams& p) : x(p.H, p.W, p.x_strides.h), y(p.P, p.Q, p.y_strides.h) {}
 };
 
 /// Calls f(weights, bias, source plane, output plane, first row of the band) for each band of the range.
 template <int kR, class T, class A, class F>
-CNNEXT_INLINE void for_forward_bands(const ForwardCall<T, A>& call, int64_t begin, int64_t end, const F& f) {
+CNNEXT_INLINE void for_forward_bands(const ForwardCall<T, A>& call, int64_t begin, int64_t end, ForwardAhead<T>& ahead,
+                                     const F& f) {
   const ConvParams& p = call.p;
-  const int64_t multiplier = p.K / p.C;
   Scratch<A, 64> scratch(call.taps());
   BandIterator it(begin, call.bands, p.K);
   for (int64_t index = begin; index < end; ++index, it.next()) {
-    const int64_t k = it.channel, c = multiplier == 1 ? k : k / multiplier;
+    const int64_t k = it.channel;
+    const BandIterator next = index + call.bands < end ? it.next_plane() : it;
+    ahead.x.select_plane(call.x_plane(it), call.x_plane(next));
+    ahead.y.select_plane(call.y_plane(it), call.y_plane(next));
     const A* filter = load_filter(call.w + k * call.taps(), call.taps(), scratch.data());
     // Columns of one tap are in the order of the filter.
     const Weights<A> weights{filter, 1, kR == 1 ? 0 : p.S};
-    f(weights, call.bias ? load_scalar<A>(call.bias + k) : A(0), call.x + it.n * p.x_strides.n + c * p.x_strides.c,
-      call.y + it.n * p.y_strides.n + k * p.y_strides.c, it.band * kBandRows);
+    f(weights, call.bias ? load_scalar<A>(call.bias + k) : A(0), call.x_plane(it), call.y_plane(it),
+      it.band * kBandRows);
   }
 }
 
@@ -51,45 +66,50 @@ void forward_range(const ForwardCall<T, A>& call, int64_t begin, int64_t end) {
   ZeroRow<T> zeros(p.W);
   RowSource<kStride, T, A> source(call.x_shape(), row_pointers.data(), table_size, zeros.data(), p.stride_w);
   const StripTaps<RowSource<kStride, T, A>> taps(source, call.positions, call.columns, p.Q, p.stride_w, V::kWidth);
+  ForwardAhead<T> ahead(p);
 
-  for_forward_bands<kR>(call, begin, end, [&](const Weights<A>& weights, A bias, const T* x, T* y, int64_t first) {
-    source.select_plane(x);
-    for_row_blocks(min(kBandRows, p.P - first), [&](auto block_rows, int64_t i, int64_t rows) {
-      source.select_rows((first + i) * p.stride_h - p.pad_h, (block_rows - 1) * p.stride_h + span);
-      T* out = y + (first + i) * p.y_strides.h;
-      for (int64_t q = 0, strip = 0; q < p.Q; q += V::kWidth, ++strip) {
-        V acc[block_rows];
-        for (int b = 0; b < block_rows; ++b) acc[b] = V(bias);
-        accumulate_columns<block_rows, kR, kStep>(source, taps.strip(strip), call.columns, weights, p.stride_h, acc);
-        epilogue.apply(acc);
-        store_rows(acc, out + q, p.y_strides.h, rows, static_cast<int>(min(V::kWidth, p.Q - q)));
-      }
-    });
-  });
+  for_forward_bands<kR>(
+      call, begin, end, ahead, [&](const Weights<A>& weights, A bias, const T* x, T* y, int64_t first) {
+        source.select_plane(x);
+        for_row_blocks(min(kBandRows, p.P - first), [&](auto block_rows, int64_t i, int64_t rows) {
+          source.select_rows((first + i) * p.stride_h - p.pad_h, (block_rows - 1) * p.stride_h + span);
+          const T *next_x = ahead.x.at((first + i) * p.stride_h), *next_y = ahead.y.at(first + i);
+          T* out = y + (first + i) * p.y_strides.h;
+          for (int64_t q = 0, strip = 0; q < p.Q; q += V::kWidth, ++strip) {
+            if (ahead.x.worthwhile() && q % kLine<T> == 0) {
+              ahead.x.template prefetch<block_rows * kStep, kStep>(next_x + q * kStep);
+              ahead.y.template prefetch<block_rows, 1>(next_y + q);
+            }
+            V acc[block_rows];
+            for (int b = 0; b < block_rows; ++b) acc[b] = V(bias);
+            accumulate_columns<block_rows, kR, kStep>(source, taps.strip(strip), call.columns, weights, p.stride_h,
+                                                      acc);
+            epilogue.apply(acc);
+            store_rows(acc, out + q, p.y_strides.h, rows, static_cast<int>(min(V::kWidth, p.Q - q)));
+          }
+        });
+      });
 }
 
-/// Two rows a vector: 4 vectors make a block of 8 rows.
-template <int kR, class T, class A>
-void forward_range_pairs(const ForwardCall<T, A>& call, int64_t begin, int64_t end) {
+/// 3x3 filters on planes whose rows fit a vector.
+template <class Source, class T, class A>
+void forward_range_narrow(const ForwardCall<T, A>& call, Source& source, int64_t begin, int64_t end) {
   using V = Vec<A>;
-  constexpr int kPairs = 4;
   const ConvParams& p = call.p;
   const Epilogue<A> epilogue(p.activation);
-  RowPairSource<T, A> source(call.x_shape());
-  const StripTaps<RowPairSource<T, A>> taps(source, call.positions, call.columns, 2 * p.W, 1, V::kWidth);
-
-  for_forward_bands<kR>(call, begin, end, [&](const Weights<A>& weights, A bias, const T* x, T* y, int64_t first) {
-    source.select_plane(x);
-    const int64_t last = min(first + kBandRows, p.P);
-    for (int64_t i = first; i < last; i += 2 * kPairs) {
-      source.select_rows(i - p.pad_h, 2 * (kPairs - 1) + kR);
-      V acc[kPairs];
-      for (int b = 0; b < kPairs; ++b) acc[b] = V(bias);
-      accumulate_columns<kPairs, kR, 2>(source, taps.strip(0), call.columns, weights, 2, acc);
-      epilogue.apply(acc);
-      store_row_pairs(acc, y + i * p.W, p.W, last - i);
-    }
-  });
+  ForwardAhead<T> ahead(p);
+  for_forward_bands<3>(call, begin, end, ahead,
+                       [&](const Weights<A>& weights, A bias, const T* x, T* y, int64_t first) {
+                         source.select_plane(x);
+                         for_narrow_blocks<Source>(min(kBandRows, p.P - first), [&](auto n, int64_t i, int64_t rows) {
+                           source.select_row((first + i) * p.stride_h - p.pad_h);
+                           V acc[n];
+                           for (int v = 0; v < n; ++v) acc[v] = V(bias);
+                           correlate_narrow(source, weights, acc);
+                           epilogue.apply(acc);
+                           store_narrow<Source>(acc, y + (first + i) * p.y_strides.h, p.y_strides.h, rows, p.Q);
+                         });
+                       });
 }
 
 /// Whether there are kernels that take a filter as whole columns of R taps.
@@ -114,12 +134,15 @@ void depthwise_forward_nchw(const ConvParams& p, const Parallel& parallel, const
 
   const int64_t work = min(p.P, kBandRows) * p.Q * p.R * p.S;
   parallel(0, p.N * p.K * bands, grain_for(work), [&](int64_t begin, int64_t end) {
+    if (whole && p.R == 3 && p.S == 3 &&
+        with_narrow_source<T, A>(call.x_shape(), p.stride_w, p.Q, p.y_strides.h, p.pad_h, p.pad_w,
+                                 [&](auto& source) { forward_range_narrow(call, source, begin, end); })) {
+      return;
+    }
     if (!whole) {
       p.stride_w == 1 ? forward_range<1, 1, 1>(call, begin, end) : forward_range<1, 1, 0>(call, begin, end);
     } else if (p.stride_h == 2) {
       dispatch_fast_filter<T>(p.R, [&](auto r) { forward_range<r, 2, 2>(call, begin, end); });
-    } else if (p.R == 3 && RowPairSource<T, A>::suits(call.x_shape(), p.Q, p.y_strides.h)) {
-      if constexpr (kMaxFastFilter<T> >= 3) forward_range_pairs<3>(call, begin, end);
     } else {
       dispatch_fast_filter<T>(p.R, [&](auto r) { forward_range<r, 1, 1>(call, begin, end); });
     }

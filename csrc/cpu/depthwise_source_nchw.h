@@ -18,6 +18,51 @@ struct PlaneShape {
   int64_t count = 1, plane_stride = 0;
 };
 
+/// Elements of a cache line.
+template <class T>
+constexpr int64_t kLine = 64 / sizeof(T);
+
+/// Prefetches what a kernel will read, or write, a little later: the same rows of the next plane or, in a large plane,
+/// rows further down. The hardware does not see them coming: it follows a stream to the end of its page, and a block of
+/// rows is as many streams as rows.
+template <class T>
+class RowsAhead {
+ public:
+  RowsAhead(int64_t height, int64_t width, int64_t row_stride)
+      : row_stride_(row_stride),
+        distance_(min(height, ceil_div(kBytes / sizeof(T), width))),
+        turn_(height - distance_),
+        worthwhile_(width > 2 * kLine<T>) {}
+
+  /// Whether it gains more than it costs. Not where rows are short: a block of them is then one stream.
+  CNNEXT_INLINE bool worthwhile() const { return worthwhile_; }
+
+  /// The plane in use, and the one after it.
+  CNNEXT_INLINE void select_plane(const T* plane, const T* next) {
+    plane_ = plane + distance_ * row_stride_;
+    next_ = next - turn_ * row_stride_;
+  }
+
+  /// What to prefetch when the rows from `row` on are in use.
+  CNNEXT_INLINE const T* at(int64_t row) const { return (row < turn_ ? plane_ : next_) + row * row_stride_; }
+
+  /// Asks for kRows rows of kLines cache lines, `from` on.
+  template <int kRows, int kLines>
+  CNNEXT_INLINE void prefetch(const T* from) const {
+#pragma GCC unroll 32
+    for (int h = 0; h < kRows; ++h, from += row_stride_) {
+      for (int l = 0; l < kLines; ++l) __builtin_prefetch(from + l * kLine<T>, 0, 2);
+    }
+  }
+
+ private:
+  static constexpr int64_t kBytes = 64 * 1024;  // a plane of 112 x 112 floats, and a part of any second-level cache
+
+  int64_t row_stride_, distance_, turn_;
+  bool worthwhile_;
+  const T *plane_ = nullptr, *next_ = nullptr;
+};
+
 /// Lanes at columns kStride apart; kStride = 0 takes any stride, one element at a time.
 template <int kStride, class T, class A>
 class RowSource {
@@ -91,66 +136,6 @@ class RowSource {
   const T* data_ = nullptr;
 };
 
-/// Planes so narrow that two neighbouring rows fit a vector: lanes 0 .. width read row h, lanes width .. 2 * width row
-/// h + 1. Assumes contiguous rows, so that both come with one load, and as many columns in the output as in the plane.
-template <class T, class A>
-class RowPairSource {
-  using V = Vec<A>;
-  using Lanes = typename V::Lanes;
-
- public:
-  struct Tap {
-    int64_t offset;  // of lane 0 in the first row selected
-    int64_t row;
-    uint32_t bits;
-  };
-
-  static bool suits(const PlaneShape& shape, int64_t out_width, int64_t out_stride) {
-    return shape.count == 1 && shape.row_stride == shape.width && out_width == shape.width && out_stride == out_width &&
-           2 * shape.width <= V::kWidth && 3 * shape.width > V::kWidth;
-  }
-
-  explicit RowPairSource(const PlaneShape& shape) : shape_(shape) {}
-
-  void select_plane(const T* data) { data_ = data; }
-
-  void select_rows(int64_t first_row, int64_t count) {
-    first_ = data_ + first_row * shape_.row_stride;
-    if (first_row == first_row_ && count == count_) return;
-    first_row_ = first_row;
-    count_ = count;
-    const uint32_t row_bits = low_bits(shape_.width);
-    for (int64_t h = 0; h < count; ++h) {
-      const int64_t row = first_row + h;
-      bits_[h] = (row >= 0 && row < shape_.height ? row_bits : 0) |
-                 (row >= -1 && row + 1 < shape_.height ? row_bits << shape_.width : 0);
-    }
-  }
-
-  /// With `lanes` = width only the first row is read.
-  Tap tap(int64_t row, int64_t column, int lanes) const {
-    const int64_t width = shape_.width;
-    const uint32_t bits = low_bits(min(width - column, width)) & ~low_bits(-column);
-    return {row * shape_.row_stride + column, row, lanes > width ? bits | bits << width : bits};
-  }
-
-  template <int n>
-  CNNEXT_INLINE void load(const Tap& tap, int64_t, V (&values)[n]) const {
-    const T* from = first_ + tap.offset;
-#pragma GCC unroll 32
-    for (int i = 0; i < n; ++i, from += shape_.row_stride) {
-      values[i] = V::load(from, Lanes(tap.bits & bits_[tap.row + i]));
-    }
-  }
-
- private:
-  PlaneShape shape_;
-  const T* data_ = nullptr;
-  const T* first_ = nullptr;
-  int64_t first_row_ = 0, count_ = -1;
-  uint32_t bits_[32];
-};
-
 /// A row of `width` zeros.
 template <class T>
 class ZeroRow {
@@ -158,7 +143,7 @@ class ZeroRow {
   explicit ZeroRow(int64_t width) : row_(width) {
     for (int64_t i = 0; i < width; ++i) row_[i] = T{};
   }
-  const T* data() { return row_.data(); }
+  const T* data() const { return row_.data(); }
 
  private:
   Scratch<T, 512> row_;

@@ -64,6 +64,7 @@ struct Vec<float> {
   };
   static constexpr int kWidth = 8;
   static constexpr bool kMasksAreFree = false;
+  static constexpr bool kHasPick = false;
   struct Lanes {
     uint32_t bits;
     __m256i mask;
@@ -148,6 +149,7 @@ struct Vec<double> {
   };
   static constexpr int kWidth = 4;
   static constexpr bool kMasksAreFree = false;
+  static constexpr bool kHasPick = false;
   struct Lanes {
     __m256i mask;
     CNNEXT_INLINE explicit Lanes(uint32_t set) {

@@ -37,6 +37,17 @@ struct Vec<float> {
     __mmask16 mask;
     CNNEXT_INLINE explicit Lanes(uint32_t bits) : mask(static_cast<__mmask16>(bits)) {}
   };
+  static constexpr bool kHasPick = true;
+  struct Pick {
+    __m512i index;
+    __mmask16 mask;
+    CNNEXT_INLINE Pick() : index(_mm512_setzero_si512()), mask(0) {}
+    CNNEXT_INLINE void set(int lane, int from) {
+      const __mmask16 bit = static_cast<__mmask16>(1u << lane);
+      mask = from < 0 ? mask & ~bit : mask | bit;
+      index = _mm512_mask_set1_epi32(index, bit, from);
+    }
+  };
   __m512 v;
 
   Vec() = default;
@@ -104,6 +115,12 @@ CNNEXT_INLINE Vec<float> even_lanes(Vec<float> a, Vec<float> b) {
   const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
   return _mm512_permutex2var_ps(a.v, even, b.v);
 }
+CNNEXT_INLINE Vec<float> pick(Vec<float> a, const Vec<float>::Pick& from) {
+  return _mm512_maskz_permutexvar_ps(from.mask, from.index, a.v);
+}
+CNNEXT_INLINE Vec<float> pick(Vec<float> a, Vec<float> b, const Vec<float>::Pick& from) {
+  return _mm512_maskz_permutex2var_ps(from.mask, a.v, from.index, b.v);
+}
 CNNEXT_INLINE void interleave(Vec<float>& a, Vec<float>& b) {
   const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
   const __m512 first = _mm512_permutex2var_ps(a.v, low, b.v);
@@ -117,6 +134,7 @@ struct Vec<double> {
   using Mask = __mmask8;
   static constexpr int kWidth = 8;
   static constexpr bool kMasksAreFree = true;
+  static constexpr bool kHasPick = false;
   struct Lanes {
     __mmask8 mask;
     CNNEXT_INLINE explicit Lanes(uint32_t bits) : mask(static_cast<__mmask8>(bits)) {}

@@ -74,6 +74,7 @@ struct Vec {
   };
   static constexpr int kWidth = 16 / sizeof(A);
   static constexpr bool kMasksAreFree = false;
+  static constexpr bool kHasPick = false;
   struct Lanes {
     uint32_t bits;
     CNNEXT_INLINE explicit Lanes(uint32_t set) : bits(set) {}

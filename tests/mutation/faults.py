@@ -27,6 +27,15 @@ def _depthwise(direction: str, layout: str, *faults: tuple[str, str, str]) -> tu
     return tuple(Fault(name, file, old, new, "depthwise", direction) for name, old, new in faults)
 
 
+def _narrow(*faults: tuple[str, str, str, str]) -> tuple[Fault, ...]:
+    """Faults of the kernels for narrow planes, with the direction that must notice. Only AVX-512 has them."""
+    file = "depthwise_narrow_nchw.h"
+    return tuple(
+        Fault(f"narrow planes: {name}", file, old, new, "depthwise", direction, "avx512")
+        for name, old, new, direction in faults
+    )
+
+
 FAULTS: tuple[Fault, ...] = (
     *_depthwise(
         "forward",
@@ -53,7 +62,8 @@ FAULTS: tuple[Fault, ...] = (
         ("parts dropped", "part < tasks.row_parts; ++part) {", "part < 1; ++part) {"),
         ("last row of a part dropped", "end_row = (part + 1) * rows / tasks.row_parts;",
          "end_row = (part + 1) * rows / tasks.row_parts - (part + 1 < tasks.row_parts);"),
-        ("last channels of a vector dropped", "i < min(kWidth, p.C - c); ++i) {", "i < min(kWidth - 1, p.C - c); ++i) {"),
+        ("last channels of a vector dropped", "i < min(kWidth, p.C - c); ++i) {",
+         "i < min(kWidth - 1, p.C - c); ++i) {"),
     ),
     Fault("rows that share a source: filter row of the first", "depthwise_backward_weight_nhwc.h",
           "const int r = h - o * kStep;", "const int r = h - 0 * o * kStep;", "depthwise", "backward_weight", "avx512"),
@@ -65,8 +75,6 @@ FAULTS: tuple[Fault, ...] = (
         ("dilation ignored", "l % p.S * p.dilation_w - p.pad_w", "l % p.S - p.pad_w"),
         ("bias dropped", "call.bias ? load_scalar<A>(call.bias + k) : A(0)", "A(0)"),
         ("stores beyond the row", "rows, static_cast<int>(min(V::kWidth, p.Q - q)));", "rows, V::kWidth);"),
-        ("row pairs: one row too few", "const int64_t last = min(first + kBandRows, p.P);",
-         "const int64_t last = min(first + kBandRows, p.P - 1);"),
     ),
     *_depthwise(
         "backward_input",
@@ -83,8 +91,6 @@ FAULTS: tuple[Fault, ...] = (
         ("bias dropped", "if (first == 0) memory[columns * kR] += dy;", "if (first == 1) memory[columns * kR] += dy;"),
         ("taps turned", "finish(l * taps_in_column + r, r * p.S + l)", "finish(r * p.S + l, r * p.S + l)"),
         ("row beyond the plane", "static_cast<uint64_t>(first_row + h) <", "static_cast<uint64_t>(first_row + h) <="),
-        ("row pairs: block of the last rows dropped", "load(last_gradient, i + 2 * kPairs);", "load(last_gradient, i);"),
-        ("row pairs: x under no row kept", "(i + 1 < p.P ? taps : single_taps)", "(i < p.P ? taps : single_taps)"),
         ("last rows dropped", "for (; i < p.P; ++i) block(", "for (; i + 1 < p.P; ++i) block("),
         ("parts dropped", "for (int64_t part = 0; part < parts; ++part) total",
          "for (int64_t part = 0; part < 1; ++part) total"),
@@ -98,9 +104,31 @@ FAULTS: tuple[Fault, ...] = (
           "l * weights.column_stride + (kR - 1 - r) * weights.row_stride", "depthwise", "backward_input"),
     Fault("bound of the rows", "depthwise_source_nchw.h", "min(count, shape_.height - first_row));",
           "min(count, shape_.height + 1 - first_row));", "depthwise", "forward"),
-    Fault("row pairs: second row beyond the plane", "depthwise_source_nchw.h",
-          "(row >= -1 && row + 1 < shape_.height ?",
-          "(row >= -1 && row + 2 < shape_.height ?", "depthwise", "forward"),
+    *_narrow(
+        ("second row of a pair beyond the plane", "(is_inside(row + 1) ? low_bits", "(is_inside(row) ? low_bits",
+         "forward"),
+        ("row beyond the plane", "return is_inside(row) ? data_", "return is_inside(row - 1) ? data_", "forward"),
+        ("column beyond the plane", "row < (kPairs ? 2 : 1) && column >= 0 && column < shape.width;",
+         "row < (kPairs ? 2 : 1) && column >= 0 && column <= shape.width;", "backward_input"),
+        ("second row of a pair is the first", "const int64_t start = row * (", "const int64_t start = 0 * row * (",
+         "forward"),
+        ("stride 2: second row of a pair too early", "V::load(row_at(row + 2), low_)", "V::load(row_at(row + 1), low_)",
+         "forward"),
+        ("stride 2: half of a row dropped", "V::load(row_at(row) + V::kWidth, high_)", "V::zero()", "forward"),
+        ("x under no row kept", "kOneRow ? first_picks_ : picks_;", "kOneRow ? picks_ : picks_;", "backward_weight"),
+        ("taps turned", "sums[s][r] = fma(x[s]", "sums[r][s] = fma(x[s]", "backward_weight"),
+        ("stores beyond the rows", "const int64_t stored = min(2, rows - 2 * i);", "const int64_t stored = 2;",
+         "backward_input"),
+    ),
+    Fault("stride 2: row below the plane", "depthwise_backward_input_nchw_stride2.h", "i + 1 < p.P ? row",
+          "i < p.P ? row", "depthwise", "backward_input"),
+    Fault("stride 2: odd row beyond the plane", "depthwise_backward_input_nchw_stride2.h", "2 * i + 1 < p.H;",
+          "2 * i < p.H;", "depthwise", "backward_input"),
+    Fault("stride 2: column beside the row", "depthwise_backward_input_nchw_stride2.h",
+          "V::load(from + shift, lanes - shift)", "V::load(from + shift, lanes)", "depthwise", "backward_input"),
+    Fault("stride 2: taps swapped", "depthwise_backward_input_nchw_stride2.h",
+          "fma(under, weights[0][2], fma(beside, weights[0][0], odd))",
+          "fma(under, weights[0][0], fma(beside, weights[0][2], odd))", "depthwise", "backward_input"),
     Fault("relu6 at 5", "depthwise_common.h", "Activation::kRelu6 ? A(6)", "Activation::kRelu6 ? A(5)",
           "depthwise", "forward"),
     Fault("ties rounded up", "simd_baseline.h", "bits + 0x7fffu + ((bits >> 16) & 1u)", "bits + 0x8000u",
