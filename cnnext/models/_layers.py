@@ -1,8 +1,10 @@
-"""What several families share: checks of arguments and the initialisation of weights."""
+"""What several families share: checks of arguments, the choice of a convolution, the initialisation of weights."""
 
 from __future__ import annotations
 
 from torch import nn
+
+from cnnext.modules import DepthwiseConv2d, GroupedConv2d, PointwiseConv2d
 
 
 def check_positive_int(name: str, value: object) -> None:
@@ -11,6 +13,23 @@ def check_positive_int(name: str, value: object) -> None:
         raise TypeError(f"{name} must be an int, got {value!r}")
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def conv2d(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int,
+    stride: int = 1,
+    padding: int = 0,
+    groups: int = 1,
+    bias: bool = True,
+) -> nn.Conv2d:
+    """Build the cnnext module for a convolution: depthwise, 1x1, or any other."""
+    if groups == in_channels > 1:
+        return DepthwiseConv2d(in_channels, out_channels, kernel_size, stride, padding, bias=bias)
+    if kernel_size == groups == 1:
+        return PointwiseConv2d(in_channels, out_channels, 1, stride, padding, bias=bias)
+    return GroupedConv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
 
 
 def init_weights(model: nn.Module) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from cnnext.models._layers import check_positive_int, init_weights
+from cnnext.models.features import Feature, FeatureInfo, Network
 from cnnext.models.registry import register_model
 from cnnext.modules import DepthwiseConv2d, GroupedConv2d, PointwiseConv2d
 
@@ -75,7 +76,7 @@ class DepthwiseSeparableBlock(nn.Module):
         return self.act2(self.bn2(self.conv_pw(x)))
 
 
-class MobileNetV1(nn.Module):
+class MobileNetV1(Network):
     """MobileNet-V1; see `mobilenet_v1` for the arguments.
 
     Attributes:
@@ -105,25 +106,26 @@ class MobileNetV1(nn.Module):
         self.act1 = nn.ReLU6(inplace=True)
 
         stages: list[nn.Sequential] = []
+        reduction = 2
+        found: dict[int, Feature] = {}  # by reduction, the last one of each
         for stride, table_channels in _BODY:
             if stride == 2 or not stages:
                 stages.append(nn.Sequential())
             out_channels = _scale_channels(table_channels, width_multiplier)
             stages[-1].append(DepthwiseSeparableBlock(channels, out_channels, stride))
-            channels = out_channels
+            channels, reduction = out_channels, reduction * stride
+            found[reduction] = Feature(f"blocks.{len(stages) - 1}", channels, reduction)
         self.blocks = nn.Sequential(*stages)
+        self.trunk = ("conv_stem", "bn1", "act1", *[f"blocks.{i}" for i in range(len(stages))])
+        self.feature_info = FeatureInfo(found.values())
 
         self.global_pool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(channels, num_classes)
         init_weights(self)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map images (N, C, H, W) to logits (N, num_classes)."""
-        x = self.act1(self.bn1(self.conv_stem(x)))
-        x = self.blocks(x)
-        x = self.global_pool(x).flatten(1)
-        return self.classifier(self.dropout(x))
+    def forward_head(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.dropout(self.global_pool(x).flatten(1)))
 
 
 @register_model
