@@ -1,6 +1,7 @@
-// From a problem and its configuration to an instance of the implicit-GEMM kernels: tiles, arithmetic, axes of taps.
+// From a problem and its configuration to an instance of the implicit-GEMM kernels: tiles, arithmetic, operands.
 #pragma once
 
+#include "grouped_axes.h"
 #include "implicit_gemm.cuh"
 #include "kernels.h"
 #include "launch_config.h"
@@ -33,35 +34,31 @@ void dispatch_math(const ConvParams& params, const LaunchConfig& config, F f) {
 template <class Math, class Tile>
 constexpr int kMinBlocksOf = Tile::kThreads == 128 ? 2 : 1;
 
-/// Outputs of a convolution, and the taps each of them meets.
-inline TapAxis forward_axis(int64_t size, int64_t outputs, int64_t taps, int64_t stride, int64_t pad,
-                            int64_t dilation) {
-  TapAxis axis;
-  axis.outputs = static_cast<int>(outputs), axis.taps = static_cast<int>(taps), axis.size = static_cast<int>(size);
-  axis.step = static_cast<int>(stride), axis.first = static_cast<int>(-pad);
-  axis.tap_step = static_cast<int>(dilation);
-  return axis;
+inline GemmOperands forward_operands(const ConvParams& p, const void* x, const void* w, const void* bias, void* y) {
+  GemmOperands op{};
+  op.source = x, op.filter = w, op.bias = bias, op.output = y;
+  op.source_n = p.x_strides.n, op.source_h = p.x_strides.h, op.source_w = p.x_strides.w;
+  op.output_n = p.y_strides.n, op.output_h = p.y_strides.h, op.output_w = p.y_strides.w;
+  op.images = static_cast<int>(p.N);
+  op.depth = static_cast<int>(p.channels_per_group()), op.columns = static_cast<int>(p.outputs_per_group());
+  op.filter_w = op.depth, op.filter_h = p.S * op.filter_w;
+  op.filter_row = p.R * op.filter_h;  // a column of the product is an output channel
+  op.filter_group = op.columns * op.filter_row;
+  op.activation = p.activation;
+  return op;
 }
 
-/// The positions of the input that are `remainder` modulo the stride (1 or 2), and the outputs that each of them went
-/// into. Position remainder + i * stride met tap r as output i + (remainder + pad - r * dilation) / stride, for those r
-/// with which the division leaves no rest: every second one, all or none.
-inline TapAxis backward_axis(int64_t size, int64_t outputs, int64_t taps, int64_t stride, int64_t pad, int64_t dilation,
-                             int64_t remainder) {
-  TapAxis axis;
-  axis.outputs = static_cast<int>(ceil_div(size - remainder, stride));
-  axis.size = static_cast<int>(outputs);
-  axis.out_first = static_cast<int>(remainder), axis.out_step = static_cast<int>(stride);
-  const auto meets = [&](int64_t r) { return (remainder + pad - r * dilation) % stride == 0; };
-  int64_t first = 0;
-  while (first < taps && !meets(first)) ++first;
-  int64_t step = 1;
-  while (first + step < taps && !meets(first + step)) ++step;
-  axis.taps = static_cast<int>(ceil_div(taps - first, step));
-  axis.filter_first = static_cast<int>(first), axis.filter_step = static_cast<int>(step);
-  axis.first = static_cast<int>((remainder + pad - first * dilation) / stride);
-  axis.tap_step = static_cast<int>(-step * dilation / stride);
-  return axis;
+inline GemmOperands backward_operands(const ConvParams& p, const void* dy, const void* w, void* dx) {
+  GemmOperands op{};
+  op.source = dy, op.filter = w, op.output = dx;
+  op.source_n = p.y_strides.n, op.source_h = p.y_strides.h, op.source_w = p.y_strides.w;
+  op.output_n = p.x_strides.n, op.output_h = p.x_strides.h, op.output_w = p.x_strides.w;
+  op.images = static_cast<int>(p.N);
+  op.depth = static_cast<int>(p.outputs_per_group()), op.columns = static_cast<int>(p.channels_per_group());
+  op.filter_w = op.columns, op.filter_h = p.S * op.filter_w;
+  op.filter_row = p.R * op.filter_h;  // a reduced element of the product is an output channel
+  op.filter_group = op.depth * op.filter_row;
+  return op;
 }
 
 template <class Tile>

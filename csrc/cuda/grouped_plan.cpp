@@ -5,6 +5,8 @@
 // ranks tiles of one problem; the static report predicts times.
 #include <algorithm>
 
+#include "grouped_axes.h"
+#include "grouped_narrow_tile.h"
 #include "launch_config.h"
 
 namespace cnnext::cuda {
@@ -36,21 +38,39 @@ double cost(const GemmTileShape& tile, int64_t blocks, int64_t steps, const Devi
 
 constexpr bool is_multiple(int64_t value, int64_t of) { return value % of == 0; }
 
-/// Whether every access can be 16 bytes wide, and every number fits where the kernels keep it.
-bool fits_implicit_gemm(const Problem& problem) {
+/// Whether every number fits where the kernels keep it, and activations can be read 16 bytes at a time.
+bool fits_channels_last_kernels(const Problem& problem) {
   const ConvParams& p = problem.params;
-  if (p.layout != Layout::kNHWC || p.dtype == DType::kFloat64 || problem.alignment < 16) return false;
+  if (p.dtype == DType::kFloat64) return false;
   const int vector = 16 / size_of(p.dtype);
   const auto aligned = [&](const Strides4& strides) {
     return is_multiple(strides.n, vector) && is_multiple(strides.h, vector) && is_multiple(strides.w, vector);
   };
-  if (!aligned(p.x_strides) || !aligned(p.y_strides)) return false;
-  if (!is_multiple(p.channels_per_group(), vector) || !is_multiple(p.outputs_per_group(), vector)) return false;
+  // What lies otherwise is converted first; the workspace is aligned.
+  const bool native = p.layout == Layout::kNHWC;
+  if (native && (problem.alignment < 16 || !aligned(p.x_strides) || !aligned(p.y_strides))) return false;
+  if (!is_multiple(p.C, vector) || !is_multiple(p.K, vector)) return false;
   constexpr int64_t kMost = int64_t{1} << 28;  // of a position, with room for the sums in the kernels' 32 bits
   const auto small = [](auto... values) { return ((values < kMost) && ...); };
   return p.groups <= kMaxGridYZ &&
          small(p.N, p.C, p.K, p.H, p.W, p.P, p.Q, p.R * p.S, p.pad_h, p.pad_w, p.dilation_h * p.R, p.dilation_w * p.S,
                p.P * p.stride_h, p.Q * p.stride_w, p.K * p.channels_per_group() / p.groups * p.R * p.S);
+}
+
+/// Whether a group's channels are whole vectors too.
+bool fits_implicit_gemm(const Problem& problem) {
+  const ConvParams& p = problem.params;
+  const int vector = 16 / size_of(p.dtype);
+  return is_multiple(p.channels_per_group(), vector) && is_multiple(p.outputs_per_group(), vector) &&
+         fits_channels_last_kernels(problem);
+}
+
+/// Whether the groups are of a width that the kernels for narrow groups have.
+bool has_narrow_groups(const Problem& problem) {
+  const ConvParams& p = problem.params;
+  const int64_t width = p.channels_per_group();
+  return size_of(p.dtype) == 2 && p.outputs_per_group() == width && p.groups > 1 &&
+         (width == 4 || width == 8 || width == 16 || width == 32) && fits_channels_last_kernels(problem);
 }
 
 bool needs_packing(const Problem& problem) {
@@ -75,6 +95,7 @@ void append_tiles(const Problem& problem, Kernel kernel, int64_t pixels, int64_t
     config.block[0] = tile.threads;
     config.tile_h = tile.m, config.tile_w = tile.n, config.vector = 16 / size_of(problem.params.dtype);
     config.packs_filter = needs_packing(problem);
+    config.converts = problem.params.layout == Layout::kNCHW;
     candidates.push_back({cost(tile, tiles * problem.params.groups * classes, steps, problem.device), config});
   }
   std::stable_sort(candidates.begin(), candidates.end(),
@@ -86,6 +107,33 @@ void append_tiles(const Problem& problem, Kernel kernel, int64_t pixels, int64_t
     }
   }
   for (const Candidate& candidate : candidates) configs.push_back(candidate.config);
+}
+
+/// The tiles of 8 x 16 pixels and 64 channels of the kernels for narrow groups.
+void append_narrow(const Problem& problem, Kernel kernel, const GemmAxes& axes, Configs& configs) {
+  const ConvParams& p = problem.params;
+  const auto outputs = [](const TapAxis& axis) { return axis.outputs; };
+  LaunchConfig config;
+  config.kernel = kernel;
+  config.grid[0] = p.N * ceil_div(largest(axes.h, axes.classes_h, outputs), NarrowTile::kH) *
+                   ceil_div(largest(axes.w, axes.classes_w, outputs), NarrowTile::kW) * ceil_div(p.C, NarrowTile::kN);
+  config.grid[2] = axes.classes_h * axes.classes_w;
+  config.block[0] = NarrowTile::kThreads;
+  config.tile_h = NarrowTile::kH, config.tile_w = NarrowTile::kW, config.vector = 8;
+  config.packs_filter = needs_packing(problem), config.converts = p.layout == Layout::kNCHW;
+  const int64_t halo_h =
+      largest(axes.h, axes.classes_h, [](const TapAxis& axis) { return halo_of(axis, NarrowTile::kH); });
+  const int64_t halo_w =
+      largest(axes.w, axes.classes_w, [](const TapAxis& axis) { return halo_of(axis, NarrowTile::kW); });
+  const auto taps = [](const TapAxis& axis) { return axis.taps; };
+  const int64_t filter = int64_t{largest(axes.h, axes.classes_h, taps)} * largest(axes.w, axes.classes_w, taps) *
+                         NarrowTile::kN * std::max<int64_t>(p.channels_per_group(), 8) * 2;
+  const int64_t shared = std::max<int64_t>(halo_h * halo_w * 128 + filter, NarrowTile::kResultBytes);
+  // Two blocks must fit an SM, or nothing hides the time of a block's copies.
+  if (shared > problem.device.shared_bytes_per_multiprocessor / 2 - 1024) return;
+  if (shared > problem.device.shared_bytes_per_block || config.grid[0] > kMaxGridX) return;
+  config.shared_bytes = static_cast<int>(shared);
+  configs.push_back(config);
 }
 
 /// Steps of the main loop: taps times lines of 128 bytes of the reduced channels.
@@ -113,7 +161,7 @@ void plan_grouped_forward_nhwc(const Problem& problem, Configs& configs) {
 void plan_grouped_backward_input_nhwc(const Problem& problem, Configs& configs) {
   const ConvParams& p = problem.params;
   // A class of positions modulo the stride has its own axis; the kernel has room for two.
-  if (!fits_implicit_gemm(problem) || p.stride_h > 2 || p.stride_w > 2) return;
+  if (!fits_implicit_gemm(problem) || p.stride_h > kMaxAxes || p.stride_w > kMaxAxes) return;
   const int classes = static_cast<int>(p.stride_h * p.stride_w);
   const int64_t pixels = p.N * ceil_div(p.H, p.stride_h) * ceil_div(p.W, p.stride_w);
   const int64_t taps = ceil_div(p.R * p.S, classes);
@@ -141,6 +189,43 @@ void plan_grouped_backward_weight_nhwc(const Problem& problem, Configs& configs)
     config.grid[2] = config.parts;
     if (config.grid[0] <= kMaxGridX) configs.push_back(config);
   }
+}
+
+void plan_grouped_forward_narrow_nhwc(const Problem& problem, Configs& configs) {
+  if (has_narrow_groups(problem)) {
+    append_narrow(problem, Kernel::kGroupedForwardNarrowNhwc, forward_axes(problem.params), configs);
+  }
+}
+
+void plan_grouped_backward_input_narrow_nhwc(const Problem& problem, Configs& configs) {
+  const ConvParams& p = problem.params;
+  if (has_narrow_groups(problem) && p.stride_h <= kMaxAxes && p.stride_w <= kMaxAxes) {
+    append_narrow(problem, Kernel::kGroupedBackwardInputNarrowNhwc, backward_axes(p), configs);
+  }
+}
+
+/// A block sums one of `parts` parts of the tiles for 64 channels and up to 9 taps.
+void plan_grouped_backward_weight_narrow_nhwc(const Problem& problem, Configs& configs) {
+  const ConvParams& p = problem.params;
+  if (!has_narrow_groups(problem)) return;
+  const GemmAxes axes = forward_axes(p);
+  const int64_t halo = int64_t{halo_of(axes.h[0], NarrowTile::kH)} * halo_of(axes.w[0], NarrowTile::kW);
+  const int64_t shared = (NarrowTile::kM + halo) * 128;
+  if (shared > problem.device.shared_bytes_per_multiprocessor / 2 - 1024) return;
+  const int64_t tiles = p.N * ceil_div(p.P, NarrowTile::kH) * ceil_div(p.Q, NarrowTile::kW);
+  LaunchConfig config;
+  config.kernel = Kernel::kGroupedBackwardWeightNarrowNhwc;
+  const int64_t bundles = ceil_div(p.C, NarrowTile::kN), tap_groups = ceil_div(p.R * p.S, 9);
+  // Two rounds of blocks, four on an SM at a time, but at least 4 tiles each: a part costs a write and a read of all
+  // sums.
+  const int64_t wanted = ceil_div(int64_t{8} * problem.device.multiprocessors, bundles * tap_groups);
+  config.parts = static_cast<int>(std::clamp<int64_t>(wanted, 1, ceil_div(tiles, 4)));
+  config.grid[0] = bundles * config.parts, config.grid[1] = tap_groups;
+  config.block[0] = NarrowTile::kThreads;
+  config.shared_bytes = static_cast<int>(shared);
+  config.tile_h = NarrowTile::kH, config.tile_w = NarrowTile::kW, config.vector = 8;
+  config.converts = p.layout == Layout::kNCHW;
+  if (tap_groups <= kMaxGridYZ) configs.push_back(config);
 }
 
 void plan_grouped_forward_general(const Problem& problem, Configs& configs) {

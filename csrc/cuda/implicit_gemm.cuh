@@ -17,34 +17,12 @@
 #pragma once
 
 #include "element.h"
+#include "implicit_gemm_epilogue.cuh"
 #include "implicit_gemm_math.cuh"
 #include "implicit_gemm_tile.cuh"
 #include "portability.h"
 
 namespace cnnext::cuda {
-
-/// What a launch works on. Strides in elements.
-struct GemmOperands {
-  const void* source;
-  const void* filter;
-  const void* bias;      // [groups * columns], or null
-  const void* residual;  // laid out like the output, or null
-  void* output;
-  int64_t source_n, source_h, source_w;
-  int64_t output_n, output_h, output_w;
-  int64_t filter_group, filter_row, filter_h, filter_w;  // a row is a column n, or a channel k if it is transposed
-  int images;
-  int depth, columns;  // channels of a group: reduced, and of the output
-  Activation activation;
-};
-
-constexpr int kMaxAxes = 2;
-
-/// The classes of output positions: blockIdx.z = class_h * classes_w + class_w.
-struct GemmAxes {
-  TapAxis h[kMaxAxes], w[kMaxAxes];
-  int classes_h = 1, classes_w = 1;
-};
 
 /// Compile-time shape of a block.
 template <int kM_, int kN_, int kWarpsM_, int kWarpsN_, int kStages_>
@@ -132,57 +110,6 @@ __device__ __forceinline__ void copy_filter(const GemmOperands& op, unsigned cha
   }
 }
 
-/// The epilogue: the warps' sums go to shared memory, from there with bias, residual and activation to the output.
-template <class T, class Tile, class Warp>
-__device__ __forceinline__ void store_result(const GemmOperands& op, const TapAxis& axis_h, const TapAxis& axis_w,
-                                             unsigned char* shared, Warp& warp, int64_t first_m, int64_t pixels,
-                                             int group, int first_n) {
-  auto* result = reinterpret_cast<float*>(shared);  // [kM][kResultPitch]
-  const int warp_index = threadIdx.x / 32;
-  const int warp_m = warp_index / Tile::kWarpsN * Tile::kWarpM, warp_n = warp_index % Tile::kWarpsN * Tile::kWarpN;
-  warp.visit([&](int m, int n, auto... values) {
-    float* to = result + (warp_m + m) * Tile::kResultPitch + warp_n + n;
-    if constexpr (sizeof...(values) == 2) {
-      store(to, make_float2(values...));
-    } else {
-      ((*to = values), ...);
-    }
-  });
-  __syncthreads();
-
-  constexpr int kVectors = Tile::kN / kVector<T>;  // of a row of the block
-  static_assert(Tile::kThreads % kVectors == 0);   // so that a thread keeps its channels
-  const int column = threadIdx.x % kVectors * kVector<T>;
-  const int channel = first_n + column;
-  if (channel >= op.columns) return;
-  const int64_t output_channel = static_cast<int64_t>(group) * op.columns + channel;
-  float bias[kVector<T>] = {};
-  if (op.bias != nullptr) unpack<T>(load_global<uint4>(static_cast<const T*>(op.bias) + output_channel), bias);
-
-  for (int row = threadIdx.x / kVectors; row < Tile::kM; row += Tile::kThreads / kVectors) {
-    const int64_t m = first_m + row;
-    if (m >= pixels) return;
-    const Pixel p = pixel_of(m, axis_h.outputs, axis_w.outputs);
-    const int64_t at = p.n * op.output_n + (axis_h.out_first + p.i * axis_h.out_step) * op.output_h +
-                       (axis_w.out_first + p.j * axis_w.out_step) * op.output_w + output_channel;
-    float values[kVector<T>];
-#pragma unroll
-    for (int i = 0; i < kVector<T>; i += 4) {
-      const float4 sums = load<float4>(result + row * Tile::kResultPitch + column + i);
-      values[i] = sums.x + bias[i], values[i + 1] = sums.y + bias[i + 1];
-      values[i + 2] = sums.z + bias[i + 2], values[i + 3] = sums.w + bias[i + 3];
-    }
-    if (op.residual != nullptr) {
-      float residual[kVector<T>];
-      unpack<T>(load_global<uint4>(static_cast<const T*>(op.residual) + at), residual);
-#pragma unroll
-      for (int i = 0; i < kVector<T>; ++i) values[i] += residual[i];
-    }
-    activate_all(values, op.activation);
-    store(static_cast<T*>(op.output) + at, pack<T>(values));
-  }
-}
-
 /// Grid: x = column tiles (fastest, so that neighbours share the source in L2) x pixel tiles, y = groups, z = classes.
 template <class T, class Math, class Tile, TileOrder kFilterOrder, int kMinBlocks>
 __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) implicit_gemm_kernel(GemmOperands op, GemmAxes axes) {
@@ -236,7 +163,17 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) implicit_gemm_kern
   }
   copy_async_wait<0>();
   __syncthreads();
-  store_result<T, Tile>(op, axis_h, axis_w, shared, warp, first_m, pixels, group, first_n);
+
+  const int64_t first_channel = static_cast<int64_t>(group) * op.columns + first_n;
+  store_result<T, Tile>(
+      op, shared, first_channel, op.columns - first_n,
+      [&](auto f) { warp.visit([&](int m, int n, auto... values) { f(warp_m + m, warp_n + n, values...); }); },
+      [&](int row) {
+        const int64_t m = first_m + row;
+        if (m >= pixels) return kNoPixel;
+        const Pixel p = pixel_of(m, axis_h.outputs, axis_w.outputs);
+        return output_offset(op, axis_h, axis_w, p);
+      });
 }
 
 }  // namespace cnnext::cuda

@@ -7,6 +7,7 @@
 
 #include "element.h"
 #include "portability.h"
+#include "tap_axis.h"
 
 namespace cnnext::cuda {
 
@@ -21,19 +22,6 @@ constexpr int kLine = kLineBytes / static_cast<int>(sizeof(T));
 __device__ __forceinline__ unsigned char* piece_of(unsigned char* tile, int line, int piece) {
   return tile + line * kLineBytes + ((piece ^ (line & 7)) * 16);
 }
-
-/// One axis of the output and the source positions that its taps meet. Output i (of `outputs`) and tap j (of `taps`)
-/// meet source position i * step + first + j * tap_step, zero outside [0, size), and the filter's position
-/// filter_first + j * filter_step; the output lies at out_first + i * out_step.
-///
-/// A convolution is step = stride, first = -padding, tap_step = dilation. Its input gradient has one such axis for each
-/// class of positions modulo the stride, each with the taps that reach it, so that no lane tests divisibility.
-struct TapAxis {
-  int outputs = 0, taps = 0, size = 0;
-  int step = 1, first = 0, tap_step = 1;
-  int filter_first = 0, filter_step = 1;
-  int out_first = 0, out_step = 1;
-};
 
 /// Pixel m of the outputs of one class: n, i, j with j fastest.
 struct Pixel {

@@ -60,6 +60,16 @@ void depthwise_backward_weight_nchw(const ConvParams& params, const LaunchConfig
 void depthwise_backward_weight_reduce(const ConvParams& params, int parts, const void* workspace, void* dw, void* dbias,
                                       Stream stream);
 
+/// Sizes of a tensor in NCHW, and its strides; that of w is 1.
+struct Activations {
+  int64_t N, C, H, W;
+  Strides4 strides;
+};
+
+/// Copies between NCHW and a dense channels_last tensor. C is a multiple of a 16-byte vector.
+void to_channels_last(DType dtype, const Activations& planes, const void* from, void* packed, Stream stream);
+void from_channels_last(DType dtype, const Activations& planes, const void* packed, void* to, Stream stream);
+
 /// packed[K][R][S][C / groups] = w[K][C / groups][R][S]
 void grouped_pack_filter(const ConvParams& params, const void* w, void* packed, Stream stream);
 
@@ -76,6 +86,14 @@ void grouped_forward_nhwc(const ConvParams& params, const LaunchConfig& config, 
                           const void* bias, void* y, Stream stream);
 void grouped_backward_input_nhwc(const ConvParams& params, const LaunchConfig& config, const void* dy, const void* w,
                                  void* dx, Stream stream);
+
+// 4, 8, 16 or 32 channels of a group on both sides, 16-bit.
+void grouped_forward_narrow_nhwc(const ConvParams& params, const LaunchConfig& config, const void* x, const void* w,
+                                 const void* bias, void* y, Stream stream);
+void grouped_backward_input_narrow_nhwc(const ConvParams& params, const LaunchConfig& config, const void* dy,
+                                        const void* w, void* dx, Stream stream);
+void grouped_backward_weight_narrow_nhwc(const ConvParams& params, const LaunchConfig& config, const void* dy,
+                                         const void* x, bool with_bias, float* workspace, Stream stream);
 
 /// Leaves sums in the workspace: [parts][groups][R * S][K / groups][C / groups], then [parts][K] of dy if `with_bias`.
 void grouped_backward_weight_nhwc(const ConvParams& params, const LaunchConfig& config, const void* dy, const void* x,

@@ -15,10 +15,13 @@ const char* to_string(Kernel kernel) {
     case Kernel::kDepthwiseBackwardWeightNchw: return "depthwise_backward_weight_nchw";
     case Kernel::kGroupedForwardGeneral: return "grouped_forward_general";
     case Kernel::kGroupedForwardNhwc: return "grouped_forward_nhwc";
+    case Kernel::kGroupedForwardNarrowNhwc: return "grouped_forward_narrow_nhwc";
     case Kernel::kGroupedBackwardInputGeneral: return "grouped_backward_input_general";
     case Kernel::kGroupedBackwardInputNhwc: return "grouped_backward_input_nhwc";
+    case Kernel::kGroupedBackwardInputNarrowNhwc: return "grouped_backward_input_narrow_nhwc";
     case Kernel::kGroupedBackwardWeightGeneral: return "grouped_backward_weight_general";
     case Kernel::kGroupedBackwardWeightNhwc: return "grouped_backward_weight_nhwc";
+    case Kernel::kGroupedBackwardWeightNarrowNhwc: return "grouped_backward_weight_narrow_nhwc";
   }
   return "unknown";
 }
@@ -42,6 +45,7 @@ std::string LaunchConfig::to_string() const {
   field("parts", parts);
   if (tf32) text += " tf32";
   if (packs_filter) text += " packs_filter";
+  if (converts) text += " converts";
   return text;
 }
 
@@ -71,6 +75,7 @@ Configs depthwise_backward_weight_configs(const Problem& problem) {
 
 Configs grouped_forward_configs(const Problem& problem) {
   Configs configs;
+  plan_grouped_forward_narrow_nhwc(problem, configs);
   plan_grouped_forward_nhwc(problem, configs);
   plan_grouped_forward_general(problem, configs);
   return configs;
@@ -78,6 +83,7 @@ Configs grouped_forward_configs(const Problem& problem) {
 
 Configs grouped_backward_input_configs(const Problem& problem) {
   Configs configs;
+  plan_grouped_backward_input_narrow_nhwc(problem, configs);
   plan_grouped_backward_input_nhwc(problem, configs);
   plan_grouped_backward_input_general(problem, configs);
   return configs;
@@ -85,18 +91,35 @@ Configs grouped_backward_input_configs(const Problem& problem) {
 
 Configs grouped_backward_weight_configs(const Problem& problem) {
   Configs configs;
+  plan_grouped_backward_weight_narrow_nhwc(problem, configs);
   plan_grouped_backward_weight_nhwc(problem, configs);
   plan_grouped_backward_weight_general(problem, configs);
   return configs;
 }
 
+GroupedWorkspace grouped_workspace(const ConvParams& p, const LaunchConfig& config) {
+  GroupedWorkspace workspace;
+  const auto reserve = [&](int64_t bytes) {
+    const int64_t at = workspace.bytes;
+    workspace.bytes += ceil_div(bytes, 16) * 16;
+    return at;
+  };
+  const int64_t filter = p.K * p.channels_per_group() * p.R * p.S;
+  if (config.converts) {
+    workspace.x = reserve(p.N * p.C * p.H * p.W * size_of(p.dtype));
+    workspace.y = reserve(p.N * p.K * p.P * p.Q * size_of(p.dtype));
+  }
+  if (config.packs_filter) workspace.filter = reserve(filter * size_of(p.dtype));
+  if (config.parts > 0) workspace.sums = reserve(config.parts * (filter + p.K) * 4);
+  return workspace;
+}
+
 int64_t workspace_bytes(const Problem& problem, const LaunchConfig& config) {
   const ConvParams& p = problem.params;
-  const int64_t filter = p.K * p.channels_per_group() * p.R * p.S;
-  if (config.packs_filter) return filter * size_of(p.dtype);
-  const int64_t accumulator_bytes = p.dtype == DType::kFloat64 ? 8 : 4;
-  const int64_t sums = config.kernel == Kernel::kGroupedBackwardWeightNhwc ? filter + p.K : p.K * (p.R * p.S + 1);
-  return config.parts * sums * accumulator_bytes;
+  if (config.converts || config.packs_filter || config.kernel >= Kernel::kGroupedForwardGeneral) {
+    return grouped_workspace(p, config).bytes;
+  }
+  return config.parts * p.K * (p.R * p.S + 1) * (p.dtype == DType::kFloat64 ? 8 : 4);
 }
 
 }  // namespace cnnext::cuda

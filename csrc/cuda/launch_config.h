@@ -31,10 +31,13 @@ enum class Kernel {
   kDepthwiseBackwardWeightNchw,
   kGroupedForwardGeneral,
   kGroupedForwardNhwc,
+  kGroupedForwardNarrowNhwc,
   kGroupedBackwardInputGeneral,
   kGroupedBackwardInputNhwc,
+  kGroupedBackwardInputNarrowNhwc,
   kGroupedBackwardWeightGeneral,
   kGroupedBackwardWeightNhwc,
+  kGroupedBackwardWeightNarrowNhwc,
 };
 
 const char* to_string(Kernel kernel);
@@ -52,6 +55,7 @@ struct LaunchConfig {
   int parts = 0;               // partial results that a second kernel adds up
   bool tf32 = false;           // float32 products rounded to TF32 on tensor cores
   bool packs_filter = false;   // the filter is first copied to the workspace as [K][R][S][C / groups]
+  bool converts = false;       // x, dy and the results are converted between NCHW and channels_last in the workspace
 
   std::string to_string() const;
 };
@@ -76,6 +80,16 @@ std::vector<LaunchConfig> grouped_forward_configs(const Problem& problem);
 std::vector<LaunchConfig> grouped_backward_input_configs(const Problem& problem);
 std::vector<LaunchConfig> grouped_backward_weight_configs(const Problem& problem);
 
+/// What a grouped configuration keeps where in its workspace, in bytes from its start.
+struct GroupedWorkspace {
+  int64_t x = 0, y = 0;  // channels_last copies of the input and the output, or their gradients
+  int64_t filter = 0;    // [K][R][S][C / groups]
+  int64_t sums = 0;      // partial sums of the weight gradient
+  int64_t bytes = 0;     // in all
+};
+
+GroupedWorkspace grouped_workspace(const ConvParams& params, const LaunchConfig& config);
+
 /// Bytes of the workspace that a configuration needs; 0 if none.
 int64_t workspace_bytes(const Problem& problem, const LaunchConfig& config);
 
@@ -96,10 +110,13 @@ void plan_depthwise_backward_weight_nchw(const Problem& problem, Configs& config
 
 void plan_grouped_forward_general(const Problem& problem, Configs& configs);
 void plan_grouped_forward_nhwc(const Problem& problem, Configs& configs);
+void plan_grouped_forward_narrow_nhwc(const Problem& problem, Configs& configs);
 void plan_grouped_backward_input_general(const Problem& problem, Configs& configs);
 void plan_grouped_backward_input_nhwc(const Problem& problem, Configs& configs);
+void plan_grouped_backward_input_narrow_nhwc(const Problem& problem, Configs& configs);
 void plan_grouped_backward_weight_general(const Problem& problem, Configs& configs);
 void plan_grouped_backward_weight_nhwc(const Problem& problem, Configs& configs);
+void plan_grouped_backward_weight_narrow_nhwc(const Problem& problem, Configs& configs);
 
 /// The x dimension of a grid holds 2^31 - 1 blocks; y and z hold 65535.
 constexpr int64_t kMaxGridX = (int64_t{1} << 31) - 1;
