@@ -17,14 +17,15 @@
 //
 // Limit: memory, dy read and dx written once (docs/kernels/depthwise_backward_input_nchw.md).
 #include "depthwise_nchw_copy.cuh"
-#include "depthwise_nchw_tile.h"
 #include "portability.h"
 
 namespace cnnext::cuda {
 namespace {
 
-constexpr int kMaxThreads = 256;
-constexpr int kTileW = backward_input_nchw_patch().tile_w;
+constexpr int kThreads = backward_input_nchw_patch().threads;
+// Leaves 168 registers to a thread; without it the compiler saves registers by computing things again.
+constexpr int kMinBlocks = 384 / kThreads;
+constexpr int kTileW = backward_input_nchw_patch().columns;
 
 /// A thread's part of a block's work.
 template <class T>
@@ -128,18 +129,17 @@ __device__ __forceinline__ void compute(const ConvParams& params, const Task<T>&
 }
 
 template <class T, int kFilter>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
     depthwise_backward_input_nchw_kernel(ConvParams params, TileNchw tile, const T* __restrict__ dy,
                                          const T* __restrict__ w, T* __restrict__ dx) {
   CNNEXT_DYNAMIC_SHARED(unsigned char, smem);
 
   // The block's pixels: `planes` planes from c on in image n, rows h to h + rows - 1.
-  const unsigned groups = tile.groups, bands = tile.bands;
-  const int band = static_cast<int>(blockIdx.x % bands);
-  const int c = static_cast<int>(blockIdx.x / bands % groups) * tile.planes;
-  const int64_t n = blockIdx.x / bands / groups;
+  const BlockNchw block = block_nchw(tile);
+  const int c = block.group * tile.planes;
+  const int64_t n = block.image;
   const int planes = min(tile.planes, static_cast<int>(params.C) - c);
-  const int h = band * tile.band_rows;
+  const int h = block.band * tile.band_rows;
   const int rows = min(tile.band_rows, static_cast<int>(params.H) - h);
   const PlaneRows<T> dx_rows{dx + n * params.x_strides.n + c * params.x_strides.c + h * params.x_strides.h,
                              params.x_strides.c,
@@ -152,8 +152,8 @@ __global__ void __launch_bounds__(kMaxThreads)
   // What they need of dy: whole planes, or those rows of one that exist.
   const int P = static_cast<int>(params.P), pad_h = static_cast<int>(params.pad_h);
   const int reach = (kFilter - 1) * static_cast<int>(params.dilation_h);
-  const int p = bands == 1 ? 0 : min(max((h + pad_h - reach) >> 1, 0), P);
-  const int p_end = bands == 1 ? P : max(p, min(((h + rows - 1 + pad_h) >> 1) + 1, P));
+  const int p = tile.bands == 1 ? 0 : min(max((h + pad_h - reach) >> 1, 0), P);
+  const int p_end = tile.bands == 1 ? P : max(p, min(((h + rows - 1 + pad_h) >> 1) + 1, P));
   const PlaneRows<const T> dy_rows{dy + n * params.y_strides.n + c * params.y_strides.c + p * params.y_strides.h,
                                    params.y_strides.c,
                                    params.y_strides.h,
@@ -163,31 +163,32 @@ __global__ void __launch_bounds__(kMaxThreads)
                                    tile.dense_input};
 
   constexpr int kArea = kFilter * kFilter;
-  const T* smem_dy = copy_in(reinterpret_cast<T*>(smem), dy_rows);
-  const T* smem_w = copy_in(reinterpret_cast<T*>(smem + tile.filter_offset),
-                            {w + int64_t{c} * kArea, kArea, kArea, 1, 1, planes * kArea, true});
+  const T* smem_dy = copy_in<kThreads>(reinterpret_cast<T*>(smem), dy_rows);
+  const T* smem_w = copy_in<kThreads>(reinterpret_cast<T*>(smem + tile.filter_offset),
+                                      {w + int64_t{c} * kArea, kArea, kArea, 1, 1, planes * kArea, true});
   T* smem_dx = place_of_output(reinterpret_cast<T*>(smem + tile.output_offset), dx_rows);
   copy_async_commit();
   copy_async_wait<0>();
   __syncthreads();
 
-  const int plane = threadIdx.y / tile.row_strips;
-  const int h_patch = threadIdx.y % tile.row_strips * tile.strip_rows;  // in the band
-  if (plane < planes && h_patch < rows) {
+  for (int i = threadIdx.x; i < planes * tile.patches; i += kThreads) {
+    const PatchNchw patch = patch_nchw(tile, i);
+    const int first_row = patch.below * tile.patch_rows;  // in the band
+    if (first_row >= rows) continue;
     const int W = static_cast<int>(params.W);
     Task<T> task;
-    task.dy = smem_dy + plane * dy_rows.rows * dy_rows.columns;
-    task.filter = smem_w + plane * kArea;
+    task.dy = smem_dy + patch.plane * dy_rows.rows * dy_rows.columns;
+    task.filter = smem_w + patch.plane * kArea;
     task.dy_row = p;
-    task.h = h + h_patch;
-    task.w = threadIdx.x * kTileW;
-    task.dx = smem_dx + (plane * rows + h_patch) * W + task.w;
-    task.rows = min(tile.strip_rows, rows - h_patch);
+    task.h = h + first_row;
+    task.w = patch.strip * kTileW;
+    task.dx = smem_dx + (patch.plane * rows + first_row) * W + task.w;
+    task.rows = min(tile.patch_rows, rows - first_row);
     task.columns = min(kTileW, W - task.w);
 
     float filter[kFilter][kFilter];
 #pragma unroll
-    for (int i = 0; i < kArea; ++i) filter[i / kFilter][i % kFilter] = to_accumulator(task.filter[i]);
+    for (int tap = 0; tap < kArea; ++tap) filter[tap / kFilter][tap % kFilter] = to_accumulator(task.filter[tap]);
     if (params.dilation_h == 1 && params.dilation_w == 1 && all_finite(filter)) {
       compute<kFilter>(params, task, filter);
     } else {
@@ -195,7 +196,7 @@ __global__ void __launch_bounds__(kMaxThreads)
     }
   }
   __syncthreads();
-  copy_out(dx_rows, smem_dx);
+  copy_out<kThreads>(dx_rows, smem_dx);
 }
 
 template <class T>
@@ -203,9 +204,9 @@ void run_stride_2(const ConvParams& params, const LaunchConfig& config, const vo
                   Stream stream) {
   const auto with_filter = [&](auto filter) {
     launch(depthwise_backward_input_nchw_kernel<T, decltype(filter)::value>,
-           dim3(static_cast<unsigned>(config.grid[0])), dim3(config.block[0], config.block[1]), config.shared_bytes,
-           stream, params, backward_input_nchw_tile(params, config), static_cast<const T*>(dy),
-           static_cast<const T*>(w), static_cast<T*>(dx));
+           dim3(static_cast<unsigned>(config.grid[0])), dim3(config.block[0]), config.shared_bytes, stream, params,
+           backward_input_nchw_tile(params, config), static_cast<const T*>(dy), static_cast<const T*>(w),
+           static_cast<T*>(dx));
   };
   switch (params.R) {
     case 3: return with_filter(std::integral_constant<int, 3>());

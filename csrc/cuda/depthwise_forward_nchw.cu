@@ -17,19 +17,20 @@
 //
 // Limit: memory for 3 x 3 and 5 x 5, float32 FMA for 7 x 7 (docs/kernels/depthwise_forward_nchw.md).
 #include "depthwise_nchw_copy.cuh"
-#include "depthwise_nchw_tile.h"
 #include "portability.h"
 
 namespace cnnext::cuda {
 namespace {
 
-constexpr int kMaxThreads = 256;
+// Leaves 128 registers to a thread; without it the compiler saves registers by computing things again.
+constexpr int kMinWarps = 16;
 
 /// The patch of a thread.
 template <int kFilter, int kStride>
 struct Patch {
-  static constexpr int kTileH = forward_nchw_patch(kFilter).tile_h;
-  static constexpr int kTileW = forward_nchw_patch(kFilter).tile_w;
+  static constexpr PatchLimits kLimits = forward_nchw_patch(kFilter);
+  static constexpr int kTileH = kLimits.rows, kTileW = kLimits.columns;
+  static constexpr int kThreads = kLimits.threads;
   static constexpr int kRows = (kTileH - 1) * kStride + kFilter;  // of x
   static constexpr int kColumns = (kTileW - 1) * kStride + kFilter;
   // Padding of at most this much leaves columns outside the image only among the first and the last kEdge.
@@ -94,11 +95,10 @@ __device__ __forceinline__ void compute(const ConvParams& params, const Task<T>&
     for (int q = 0; q < P::kTileW; ++q) sums[p][q] = task.bias;
   }
 
+  int row = (task.top - task.x_row) * W + task.left;
 #pragma unroll
-  for (int i = 0; i < P::kRows; ++i) {
-    const int h = task.top + i;
-    if (h >= 0 && h < H) {
-      const int row = (h - task.x_row) * W + task.left;
+  for (int i = 0; i < P::kRows; ++i, row += W) {
+    if (static_cast<unsigned>(task.top + i) < static_cast<unsigned>(H)) {
       float values[P::kColumns];
 #pragma unroll
       for (int c = 0; c < P::kColumns; ++c) {
@@ -121,9 +121,14 @@ __device__ __forceinline__ void compute(const ConvParams& params, const Task<T>&
     const int last_tap = i - (kFilter - 1);  // of a window that this row completes
     if (last_tap >= 0 && last_tap % kStride == 0) {
       const int p = last_tap / kStride;
+      if (task.first_column == 0) {
 #pragma unroll
-      for (int q = 0; q < P::kTileW; ++q) {
-        if (q >= task.first_column) task.y[p * Q + q] = sums[p][q];
+        for (int q = 0; q < P::kTileW; ++q) task.y[p * Q + q] = sums[p][q];
+      } else {
+#pragma unroll
+        for (int q = 1; q < P::kTileW; ++q) {
+          if (q >= task.first_column) task.y[p * Q + q] = sums[p][q];
+        }
       }
       if (p + 1 == task.rows) return;
     }
@@ -131,19 +136,18 @@ __device__ __forceinline__ void compute(const ConvParams& params, const Task<T>&
 }
 
 template <class T, int kFilter, int kStride>
-__global__ void __launch_bounds__(kMaxThreads)
+__global__ void __launch_bounds__(Patch<kFilter, kStride>::kThreads, kMinWarps * 32 / Patch<kFilter, kStride>::kThreads)
     depthwise_forward_nchw_kernel(ConvParams params, TileNchw tile, bool turned, const T* __restrict__ x,
                                   const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y) {
   using Patch = Patch<kFilter, kStride>;
   CNNEXT_DYNAMIC_SHARED(unsigned char, smem);
 
   // The block's outputs: `planes` planes from k on in image n, rows p to p + rows - 1.
-  const unsigned groups = tile.groups, bands = tile.bands;
-  const int band = static_cast<int>(blockIdx.x % bands);
-  const int k = static_cast<int>(blockIdx.x / bands % groups) * tile.planes;
-  const int64_t n = blockIdx.x / bands / groups;
+  const BlockNchw block = block_nchw(tile);
+  const int k = block.group * tile.planes;
+  const int64_t n = block.image;
   const int planes = min(tile.planes, static_cast<int>(params.K) - k);
-  const int p = band * tile.band_rows;
+  const int p = block.band * tile.band_rows;
   const int rows = min(tile.band_rows, static_cast<int>(params.P) - p);
   const PlaneRows<T> y_rows{y + n * params.y_strides.n + k * params.y_strides.c + p * params.y_strides.h,
                             params.y_strides.c,
@@ -155,54 +159,53 @@ __global__ void __launch_bounds__(kMaxThreads)
 
   // Their inputs: whole planes, or those rows of one that exist.
   const int H = static_cast<int>(params.H), pad_h = static_cast<int>(params.pad_h);
-  const int multiplier = static_cast<int>(params.K / params.C);
-  const int c = k / multiplier;
+  const auto input_plane = [&](int plane) { return tile.multiplier == 1 ? plane : plane / tile.multiplier; };
+  const int c = input_plane(k);
   const int window = (kFilter - 1) * static_cast<int>(params.dilation_h) + 1;
-  const int h = bands == 1 ? 0 : min(max(p * kStride - pad_h, 0), H);
-  const int h_end = bands == 1 ? H : max(h, min((p + rows - 1) * kStride - pad_h + window, H));
+  const int h = tile.bands == 1 ? 0 : min(max(p * kStride - pad_h, 0), H);
+  const int h_end = tile.bands == 1 ? H : max(h, min((p + rows - 1) * kStride - pad_h + window, H));
   const PlaneRows<const T> x_rows{x + n * params.x_strides.n + c * params.x_strides.c + h * params.x_strides.h,
                                   params.x_strides.c,
                                   params.x_strides.h,
-                                  (k + planes - 1) / multiplier - c + 1,
+                                  input_plane(k + planes - 1) - c + 1,
                                   h_end - h,
                                   static_cast<int>(params.W),
                                   tile.dense_input};
 
   constexpr int kArea = kFilter * kFilter;
-  const T* smem_x = copy_in(reinterpret_cast<T*>(smem), x_rows);
-  const T* smem_w = copy_in(reinterpret_cast<T*>(smem + tile.filter_offset),
-                            {w + int64_t{k} * kArea, kArea, kArea, 1, 1, planes * kArea, true});
+  const T* smem_x = copy_in<Patch::kThreads>(reinterpret_cast<T*>(smem), x_rows);
+  const T* smem_w = copy_in<Patch::kThreads>(reinterpret_cast<T*>(smem + tile.filter_offset),
+                                             {w + int64_t{k} * kArea, kArea, kArea, 1, 1, planes * kArea, true});
   float* smem_y = place_of_output(reinterpret_cast<float*>(smem + tile.output_offset), y_rows);
   copy_async_commit();
 
-  const int plane = threadIdx.y / tile.row_strips;
-  const int p_patch = threadIdx.y % tile.row_strips * tile.strip_rows;  // in the band
-  const bool busy = plane < planes && p_patch < rows;
-  const float patch_bias = busy && bias != nullptr ? to_accumulator(bias[k + plane]) : 0.0f;
   copy_async_wait<0>();
   __syncthreads();
 
-  if (busy) {
-    const int Q = static_cast<int>(params.Q), pad_w = static_cast<int>(params.pad_w);
-    const int own_column = threadIdx.x * Patch::kTileW;
+  const int Q = static_cast<int>(params.Q), pad_w = static_cast<int>(params.pad_w);
+  const bool plain = params.dilation_h == 1 && params.dilation_w == 1 && pad_w <= Patch::kEdge && Q >= Patch::kTileW;
+  for (int i = threadIdx.x; i < planes * tile.patches; i += Patch::kThreads) {
+    const PatchNchw patch = patch_nchw(tile, i);
+    const int first_row = patch.below * tile.patch_rows;  // in the band
+    if (first_row >= rows) continue;
+    const int own_column = patch.strip * Patch::kTileW;
     const int q = max(min(own_column, Q - Patch::kTileW), 0);
     Task<T> task;
-    task.x = smem_x + ((k + plane) / multiplier - c) * x_rows.rows * x_rows.columns;
-    task.filter = smem_w + plane * kArea;
-    task.y = smem_y + (plane * rows + p_patch) * Q + q;
-    task.bias = patch_bias;
+    task.x = smem_x + (input_plane(k + patch.plane) - c) * x_rows.rows * x_rows.columns;
+    task.filter = smem_w + patch.plane * kArea;
+    task.y = smem_y + (patch.plane * rows + first_row) * Q + q;
+    task.bias = bias == nullptr ? 0.0f : to_accumulator(bias[k + patch.plane]);
     task.x_row = h;
-    task.top = (p + p_patch) * kStride - pad_h;
+    task.top = (p + first_row) * kStride - pad_h;
     task.left = q * kStride - pad_w;
-    task.rows = min(tile.strip_rows, rows - p_patch);
+    task.rows = min(tile.patch_rows, rows - first_row);
     task.first_column = own_column - q;
 
     float filter[kFilter][kFilter];
 #pragma unroll
-    for (int i = 0; i < kArea; ++i) {
-      filter[i / kFilter][i % kFilter] = to_accumulator(task.filter[turned ? kArea - 1 - i : i]);
+    for (int tap = 0; tap < kArea; ++tap) {
+      filter[tap / kFilter][tap % kFilter] = to_accumulator(task.filter[turned ? kArea - 1 - tap : tap]);
     }
-    const bool plain = params.dilation_h == 1 && params.dilation_w == 1 && pad_w <= Patch::kEdge && Q >= Patch::kTileW;
     if (plain && all_finite(filter)) {
       compute<kFilter, kStride>(params, task, filter);
     } else {
@@ -210,15 +213,15 @@ __global__ void __launch_bounds__(kMaxThreads)
     }
   }
   __syncthreads();
-  copy_out(y_rows, smem_y, params.activation);
+  copy_out<Patch::kThreads>(y_rows, smem_y, params.activation);
 }
 
 template <class T, int kFilter, int kStride>
 void run(const ConvParams& params, const LaunchConfig& config, const void* x, const void* w, const void* bias, void* y,
          bool turned, Stream stream) {
   launch(depthwise_forward_nchw_kernel<T, kFilter, kStride>, dim3(static_cast<unsigned>(config.grid[0])),
-         dim3(config.block[0], config.block[1]), config.shared_bytes, stream, params, forward_nchw_tile(params, config),
-         turned, static_cast<const T*>(x), static_cast<const T*>(w), static_cast<const T*>(bias), static_cast<T*>(y));
+         dim3(config.block[0]), config.shared_bytes, stream, params, forward_nchw_tile(params, config), turned,
+         static_cast<const T*>(x), static_cast<const T*>(w), static_cast<const T*>(bias), static_cast<T*>(y));
 }
 
 /// Calls body with the stride and the filter as constants; the planner lets no others pass.

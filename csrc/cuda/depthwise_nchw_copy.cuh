@@ -5,12 +5,39 @@
 // elements ahead, whole accesses, a few elements behind. Shared memory therefore keeps the pitch of global memory.
 #pragma once
 
+#include "depthwise_nchw_tile.h"
 #include "element.h"
 
 namespace cnnext::cuda {
 
-__device__ __forceinline__ int thread_of_block() { return threadIdx.y * blockDim.x + threadIdx.x; }
-__device__ __forceinline__ int threads_of_block() { return blockDim.x * blockDim.y; }
+/// Which part of the output a block owns.
+struct BlockNchw {
+  int band, group;
+  int64_t image;
+};
+
+__device__ __forceinline__ BlockNchw block_nchw(const TileNchw& tile) {
+  const unsigned bands = tile.bands, groups = tile.groups;
+  const unsigned planes_of_band = bands == 1 ? blockIdx.x : blockIdx.x / bands;
+  const unsigned image = planes_of_band / groups;
+  return {static_cast<int>(blockIdx.x - planes_of_band * bands), static_cast<int>(planes_of_band - image * groups),
+          image};
+}
+
+/// Which patch of a block has a number: a plane, and rows and columns of patches.
+struct PatchNchw {
+  int plane, below, strip;
+};
+
+__device__ __forceinline__ PatchNchw patch_nchw(const TileNchw& tile, unsigned number) {
+  const auto divide = [](unsigned i, unsigned divisor, unsigned inverse) {
+    return divisor == 1 ? i : static_cast<unsigned>((uint64_t{i} * inverse) >> 32);
+  };
+  const unsigned plane = divide(number, tile.patches, tile.patches_inverse);
+  const unsigned in_plane = number - plane * tile.patches;
+  const unsigned below = divide(in_plane, tile.strips, tile.strips_inverse);
+  return {static_cast<int>(plane), static_cast<int>(below), static_cast<int>(in_plane - below * tile.strips)};
+}
 
 /// A run of `count` elements, cut at addresses that are multiples of `width` elements: `skew` elements behind such an
 /// address it begins; then come `head` elements, `chunks` of `width`, and `rest - head` elements.
@@ -41,23 +68,21 @@ struct PlaneRows {
 
   __device__ int count() const { return planes * rows * columns; }
 
-  /// Calls body(element of global memory, its index in the run) for each element; for any strides.
+  /// Calls body(element of global memory, its index in the run) for each element; for any strides. A warp takes a row.
   template <class Body>
   __device__ __forceinline__ void for_each(const Body& body) const {
-    const int lanes = min(32, threads_of_block());
-    const int lane = thread_of_block() % lanes;
-    const int teams = threads_of_block() / lanes;  // lanes beyond the last whole team have nothing to do
-    for (int row = thread_of_block() / lanes; row < planes * rows; row += teams) {
-      if (thread_of_block() >= teams * lanes) break;
+#pragma unroll 1
+    for (int row = threadIdx.x / 32; row < planes * rows; row += blockDim.x / 32) {
       T* from = global + row / rows * plane_stride + row % rows * row_stride;
-      for (int column = lane; column < columns; column += lanes) body(from[column], row * columns + column);
+#pragma unroll 1
+      for (int column = threadIdx.x % 32; column < columns; column += 32) body(from[column], row * columns + column);
     }
   }
 };
 
 /// Starts the copy of `from` into shared memory and returns where its first element will be. All threads of the block
 /// see it after copy_async_wait and a barrier. `region` is 16-byte aligned and has room for 16 bytes more.
-template <class T>
+template <int kThreads, class T>
 __device__ __forceinline__ const T* copy_in(T* region, const PlaneRows<const T>& from) {
   constexpr int kWidth = kVector<T>;
   if (!from.dense) {
@@ -66,11 +91,13 @@ __device__ __forceinline__ const T* copy_in(T* region, const PlaneRows<const T>&
   }
   const Run run = Run::of(from.global, from.count(), kWidth);
   T* const to = region + run.skew;
-  for (int i = thread_of_block(); i < run.chunks; i += threads_of_block()) {
+#pragma unroll 4
+  for (int i = threadIdx.x; i < run.chunks; i += kThreads) {
     const int element = run.head + i * kWidth;
     copy_async<16>(to + element, from.global + element);
   }
-  for (int i = thread_of_block(); i < run.rest; i += threads_of_block()) {
+#pragma unroll 1
+  for (int i = threadIdx.x; i < run.rest; i += kThreads) {
     const int element = run.single(i, kWidth);
     to[element] = from.global[element];
   }
@@ -87,40 +114,49 @@ __device__ __forceinline__ S* place_of_output(S* region, const PlaneRows<T>& to)
   return to.dense ? region + Run::of(to.global, 0, kOutWidth<S>).skew : region;
 }
 
-/// Writes float32 sums from shared memory, after the activation, rounded to T.
+/// Four sums as elements, in one access.
+__device__ __forceinline__ void store_4(float* p, const float (&v)[4]) {
+  store(p, make_float4(v[0], v[1], v[2], v[3]));
+}
 template <class T>
+__device__ __forceinline__ void store_4(T* p, const float (&v)[4]) {
+  store(p, make_uint2(pack_pair(v[0], v[1], T()), pack_pair(v[2], v[3], T())));
+}
+
+/// Writes float32 sums from shared memory, after the activation, rounded to T.
+template <int kThreads, class T>
 __device__ __forceinline__ void copy_out(const PlaneRows<T>& to, const float* shared, Activation activation) {
-  const auto finish = [&](T& element, float sum) {
-    float values[1] = {sum};
-    activate_all(values, activation);
-    round_to(element, values[0]);
-  };
   if (!to.dense) {
-    to.for_each([&](T& element, int i) { finish(element, shared[i]); });
+    to.for_each([&](T& element, int i) { round_to(element, activate(shared[i], activation)); });
     return;
   }
   constexpr int kWidth = kOutWidth<float>;
   const Run run = Run::of(to.global, to.count(), kWidth);
-  for (int i = thread_of_block(); i < run.chunks; i += threads_of_block()) {
-    const int element = run.head + i * kWidth;
-    const float4 sums = load<float4>(shared + element);
-    float values[kWidth] = {sums.x, sums.y, sums.z, sums.w};
-    activate_all(values, activation);
-    if constexpr (sizeof(T) == 4) {
-      store(to.global + element, make_float4(values[0], values[1], values[2], values[3]));
-    } else {
-      store(to.global + element,
-            make_uint2(pack_pair(values[0], values[1], T()), pack_pair(values[2], values[3], T())));
+  const auto copy_chunks = [&](const auto& activate_4) {
+#pragma unroll 4
+    for (int i = threadIdx.x; i < run.chunks; i += kThreads) {
+      const int element = run.head + i * kWidth;
+      const float4 sums = load<float4>(shared + element);
+      float values[kWidth] = {sums.x, sums.y, sums.z, sums.w};
+      activate_4(values);
+      store_4(to.global + element, values);
     }
+  };
+  // The usual one has a loop without a branch for each access.
+  if (activation == Activation::kNone) {
+    copy_chunks([](float (&)[kWidth]) {});
+  } else {
+    copy_chunks([=](float (&values)[kWidth]) { activate_all(values, activation); });
   }
-  for (int i = thread_of_block(); i < run.rest; i += threads_of_block()) {
+#pragma unroll 1
+  for (int i = threadIdx.x; i < run.rest; i += kThreads) {
     const int element = run.single(i, kWidth);
-    finish(to.global[element], shared[element]);
+    round_to(to.global[element], activate(shared[element], activation));
   }
 }
 
 /// Writes finished elements from shared memory.
-template <class T>
+template <int kThreads, class T>
 __device__ __forceinline__ void copy_out(const PlaneRows<T>& to, const T* shared) {
   if (!to.dense) {
     to.for_each([&](T& element, int i) { element = shared[i]; });
@@ -128,11 +164,13 @@ __device__ __forceinline__ void copy_out(const PlaneRows<T>& to, const T* shared
   }
   constexpr int kWidth = kOutWidth<T>;
   const Run run = Run::of(to.global, to.count(), kWidth);
-  for (int i = thread_of_block(); i < run.chunks; i += threads_of_block()) {
+#pragma unroll 4
+  for (int i = threadIdx.x; i < run.chunks; i += kThreads) {
     const int element = run.head + i * kWidth;
     store(to.global + element, load<uint4>(shared + element));
   }
-  for (int i = thread_of_block(); i < run.rest; i += threads_of_block()) {
+#pragma unroll 1
+  for (int i = threadIdx.x; i < run.rest; i += kThreads) {
     const int element = run.single(i, kWidth);
     to.global[element] = shared[element];
   }
@@ -141,13 +179,14 @@ __device__ __forceinline__ void copy_out(const PlaneRows<T>& to, const T* shared
 /// Whether every one of `values` is finite.
 template <int kRows, int kColumns>
 __device__ __forceinline__ bool all_finite(const float (&values)[kRows][kColumns]) {
-  float probe = 0;  // NaN once a factor is infinite or NaN
+  constexpr float kLargest = 3.402823466e+38f;
+  bool finite = true;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
 #pragma unroll
-    for (int s = 0; s < kColumns; ++s) probe += 0.0f * values[r][s];
+    for (int s = 0; s < kColumns; ++s) finite = finite && fabsf(values[r][s]) <= kLargest;
   }
-  return probe == 0;
+  return finite;
 }
 
 }  // namespace cnnext::cuda

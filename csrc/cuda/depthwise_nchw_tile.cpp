@@ -1,19 +1,23 @@
 #include "depthwise_nchw_tile.h"
 
 #include <algorithm>
+#include <iterator>
+#include <utility>
 
 namespace cnnext::cuda {
 namespace {
 
-constexpr int kThreads = 128;     // of a block, as many as a tile gives work
-constexpr int kMaxThreads = 256;  // what the kernels are compiled for
-constexpr int kWarp = 32;
-
 // Several blocks share a multiprocessor: while some wait for their input, others compute.
 constexpr int kBlocksPerMultiprocessor = 4;
 constexpr int kReservedBytes = 1024;  // of shared memory, by the system for each block
+constexpr int kWarp = 32;
 
+// Sizes that stay below it leave room for their sums in 32 bits.
 constexpr int64_t kMaxSize = int64_t{1} << 28;
+constexpr int64_t kMaxPatches = 1 << 16;  // of a block: see inverse_of
+
+/// (i * inverse) >> 32 is i / divisor for i and divisor up to 2^16.
+uint32_t inverse_of(int divisor) { return static_cast<uint32_t>(ceil_div(int64_t{1} << 32, divisor)); }
 
 /// Bytes of a region of shared memory: a run of memory is copied to where it has the same address modulo 16.
 int64_t region(int64_t elements, int64_t element_bytes) { return (elements * element_bytes + 16 + 15) / 16 * 16; }
@@ -22,17 +26,27 @@ bool is_dense(const Strides4& strides, int64_t planes, int64_t rows, const Plane
   return (rows == 1 || strides.h == shape.columns) && (planes == 1 || strides.c == shape.rows * shape.columns);
 }
 
+/// Rows of a patch, where a band has `rows`: as even as can be, so that the threads of a warp have the same to do.
+int64_t even_patch_rows(int64_t rows, const PatchLimits& patch) {
+  const int64_t rows_of_each = ceil_div(rows, ceil_div(rows, patch.rows));
+  return ceil_div(rows_of_each, patch.row_step) * patch.row_step;
+}
+
 /// The part of a tile that does not depend on the input.
-TileNchw output_tile(const LaunchConfig& config, const Planes& output, const Strides4& strides) {
+TileNchw output_tile(const LaunchConfig& config, const PatchLimits& patch, const Planes& output,
+                     const Strides4& strides, int64_t multiplier) {
   TileNchw tile{};
-  tile.strips = config.block[0];
-  tile.strip_rows = config.tile_h;
   tile.planes = config.planes;
-  tile.row_strips = config.block[1] / config.planes;
-  tile.band_rows = static_cast<int>(std::min<int64_t>(output.rows, tile.row_strips * tile.strip_rows));
-  tile.bands = static_cast<int>(ceil_div(output.rows, tile.band_rows));
   tile.groups = static_cast<int>(ceil_div(output.count, tile.planes));
-  tile.dense_output = is_dense(strides, tile.planes, tile.bands == 1 ? output.rows : tile.band_rows, output);
+  tile.band_rows = static_cast<int>(std::min<int64_t>(output.rows, config.tile_h));
+  tile.bands = static_cast<int>(ceil_div(output.rows, tile.band_rows));
+  tile.patch_rows = static_cast<int>(even_patch_rows(tile.band_rows, patch));
+  tile.strips = static_cast<int>(ceil_div(output.columns, patch.columns));
+  tile.patches = tile.strips * static_cast<int>(ceil_div(tile.band_rows, tile.patch_rows));
+  tile.patches_inverse = inverse_of(tile.patches);
+  tile.strips_inverse = inverse_of(tile.strips);
+  tile.multiplier = static_cast<int>(multiplier);
+  tile.dense_output = is_dense(strides, tile.planes, tile.band_rows, output);
   return tile;
 }
 
@@ -45,19 +59,18 @@ void set_input(TileNchw& tile, const ConvParams& params, const Planes& input, co
   tile.dense_input = is_dense(strides, planes, rows, input);
 }
 
-/// Makes the block smaller; false if it is as small as can be.
-bool shrink(LaunchConfig& config, const PatchLimits& patch) {
-  int row_strips = config.block[1] / config.planes;
+/// Makes the tile smaller; false if it is as small as can be.
+bool shrink(LaunchConfig& config, const TileNchw& tile, const PatchLimits& patch) {
+  const int64_t patches_below = ceil_div(tile.band_rows, tile.patch_rows);
   if (config.planes > 1) {
     config.planes = static_cast<int>(ceil_div(config.planes, 2));
-  } else if (row_strips > 1) {
-    row_strips = static_cast<int>(ceil_div(row_strips, 2));
-  } else if (config.tile_h > patch.row_step) {
-    config.tile_h = static_cast<int>(ceil_div(config.tile_h / 2, patch.row_step)) * patch.row_step;
+  } else if (patches_below > 1) {
+    config.tile_h = static_cast<int>(ceil_div(patches_below, 2)) * tile.patch_rows;
+  } else if (tile.band_rows > patch.row_step) {
+    config.tile_h = static_cast<int>(ceil_div(tile.band_rows / 2, patch.row_step)) * patch.row_step;
   } else {
     return false;
   }
-  config.block[1] = config.planes * row_strips;
   return true;
 }
 
@@ -65,8 +78,8 @@ bool shrink(LaunchConfig& config, const PatchLimits& patch) {
 
 TileNchw forward_nchw_tile(const ConvParams& params, const LaunchConfig& config) {
   const Planes input{params.C, params.H, params.W}, output{params.K, params.P, params.Q};
-  TileNchw tile = output_tile(config, output, params.y_strides);
   const int64_t multiplier = params.K / params.C;
+  TileNchw tile = output_tile(config, forward_nchw_patch(params.R), output, params.y_strides, multiplier);
   const int64_t planes = std::min(params.C, (tile.planes + multiplier - 2) / multiplier + 1);
   const int64_t rows = (tile.band_rows - 1) * params.stride_h + (params.R - 1) * params.dilation_h + 1;
   set_input(tile, params, input, params.x_strides, planes, tile.bands == 1 ? params.H : std::min(params.H, rows));
@@ -77,7 +90,7 @@ TileNchw forward_nchw_tile(const ConvParams& params, const LaunchConfig& config)
 
 TileNchw backward_input_nchw_tile(const ConvParams& params, const LaunchConfig& config) {
   const Planes dy{params.K, params.P, params.Q}, dx{params.C, params.H, params.W};
-  TileNchw tile = output_tile(config, dx, params.x_strides);
+  TileNchw tile = output_tile(config, backward_input_nchw_patch(), dx, params.x_strides, 1);
   const int64_t rows = (tile.band_rows + (params.R - 1) * params.dilation_h) / params.stride_h + 1;
   set_input(tile, params, dy, params.y_strides, tile.planes, tile.bands == 1 ? params.P : std::min(params.P, rows));
   tile.bytes = tile.output_offset + region(tile.planes * int64_t{tile.band_rows} * params.W, size_of(params.dtype));
@@ -86,39 +99,38 @@ TileNchw backward_input_nchw_tile(const ConvParams& params, const LaunchConfig& 
 
 bool choose_tile_nchw(const Problem& problem, const Planes& output, const PatchLimits& patch, TileOf tile_of,
                       LaunchConfig& config) {
-  const int64_t strips = ceil_div(output.columns, patch.tile_w);
-  if (strips > kMaxThreads) return false;
-  // Strips of rows as even as can be: the threads of a warp have the same to do.
-  const int64_t even_rows = ceil_div(output.rows, ceil_div(output.rows, patch.tile_h));
-  config.tile_h = static_cast<int>(ceil_div(even_rows, patch.row_step)) * patch.row_step;
-  config.tile_w = patch.tile_w;
-
-  const int64_t row_strips = ceil_div(output.rows, config.tile_h);
-  const int64_t patches = strips * row_strips;  // of a plane
-  if (patches <= kThreads) {
-    const int64_t groups = ceil_div(output.count, kThreads / patches);
+  const int64_t strips = ceil_div(output.columns, patch.columns);
+  if (strips > kMaxPatches) return false;
+  const int64_t patch_rows = even_patch_rows(output.rows, patch);
+  const int64_t patches_below = ceil_div(output.rows, patch_rows);
+  const int64_t patches = strips * patches_below;  // of a plane
+  if (patches <= patch.threads) {
+    const int64_t groups = ceil_div(output.count, patch.threads / patches);
     config.planes = static_cast<int>(ceil_div(output.count, groups));
-    config.block[1] = static_cast<int>(row_strips) * config.planes;
+    config.tile_h = static_cast<int>(patches_below * patch_rows);
   } else {
-    const int64_t bands = ceil_div(row_strips, std::max<int64_t>(1, kThreads / strips));
+    const int64_t bands = ceil_div(patches_below, std::max<int64_t>(1, patch.threads / strips));
     config.planes = 1;
-    config.block[1] = static_cast<int>(ceil_div(row_strips, bands));
+    config.tile_h = static_cast<int>(ceil_div(patches_below, bands) * patch_rows);
   }
-  config.block[0] = static_cast<int>(strips);
+  config.tile_w = patch.columns;
+  config.block[0] = patch.threads;
 
   const DeviceFacts& device = problem.device;
   const int64_t most_bytes = device.shared_bytes_per_multiprocessor / kBlocksPerMultiprocessor - kReservedBytes;
-  const auto blocks = [&](const TileNchw& tile) { return problem.params.N * tile.groups * tile.bands; };
   const int64_t enough_blocks = int64_t{device.multiprocessors} * kBlocksPerMultiprocessor;
   TileNchw tile = tile_of(problem.params, config);
-  while (tile.bytes > most_bytes || (blocks(tile) < enough_blocks && config.block[0] * config.block[1] > kWarp &&
-                                     tile.row_strips * tile.planes > 1)) {
-    if (!shrink(config, patch)) break;
+  const auto blocks = [&] { return problem.params.N * tile.groups * tile.bands; };
+  const auto several_warps = [&] {
+    return tile.planes * tile.patches > kWarp && tile.planes * tile.patches > tile.strips;
+  };
+  while (tile.bytes > most_bytes || (blocks() < enough_blocks && several_warps())) {
+    if (!shrink(config, tile, patch)) break;
     tile = tile_of(problem.params, config);
   }
-  if (tile.bytes > device.shared_bytes_per_block || blocks(tile) > kMaxGridX) return false;
+  if (tile.bytes > device.shared_bytes_per_block || blocks() > kMaxGridX) return false;
 
-  config.grid[0] = blocks(tile);
+  config.grid[0] = blocks();
   config.shared_bytes = static_cast<int>(tile.bytes);
   config.vector = tile.dense_input && tile.dense_output ? 16 / size_of(problem.params.dtype) : 1;
   return true;
@@ -134,9 +146,9 @@ bool runs_nchw(const ConvParams& params) {
                            params.Q,
                            params.pad_h,
                            params.pad_w,
+                           params.K,
                            params.R * params.dilation_h,
-                           params.S * params.dilation_w,
-                           params.K};
+                           params.S * params.dilation_w};
   return std::all_of(std::begin(sizes), std::end(sizes), [](int64_t size) { return size < kMaxSize; });
 }
 

@@ -1,8 +1,8 @@
 // What the channels-first depthwise kernels share on the host: the tile of a block, and how a planner chooses it.
 //
 // A plane is one channel of one image. A block owns whole planes of the output that follow one another in memory, or a
-// band of rows of one plane. Its threads own patches of at most tile_h x tile_w outputs: threadIdx.x counts the strips
-// of columns, threadIdx.y the strips of rows, plane by plane.
+// band of rows of one plane: config.planes planes, config.tile_h rows. It cuts them into patches of config.tile_w
+// columns and as many rows as PatchLimits allows; a thread owns every so manyeth patch, mostly one.
 #pragma once
 
 #include "../conv_params.h"
@@ -12,19 +12,22 @@
 namespace cnnext::cuda {
 
 struct TileNchw {
-  int strips;      // of columns in a plane
-  int strip_rows;  // rows of a thread, at most
-  int row_strips;  // strips of rows in a band
-  int band_rows;   // rows of a block in a plane, at most
-  int bands;       // of rows in a plane
-  int planes;      // of a block, at most; one where there are several bands
-  int groups;      // of planes in an image
+  int planes;        // of a block, at most; one where there are several bands
+  int groups;        // of planes in an image
+  int bands;         // of rows in a plane
+  int band_rows;     // at most
+  int patch_rows;    // at most
+  int patches;       // of a block in a plane
+  int strips;        // patches side by side
+  int multiplier;    // planes of the output for each of the input
+  bool dense_input;  // what a block reads is one run of memory
+  bool dense_output;
+
+  // ceil(2^32 / patches) and ceil(2^32 / strips), for divisions by them.
+  uint32_t patches_inverse, strips_inverse;
 
   // Where shared memory holds the filters and the outputs, behind the input, and its size; in bytes.
   int64_t filter_offset, output_offset, bytes;
-
-  // What a block reads, or writes, is one run of memory.
-  bool dense_input, dense_output;
 };
 
 /// Planes of a tensor: how many there are in an image, and their size.
@@ -32,15 +35,15 @@ struct Planes {
   int64_t count, rows, columns;
 };
 
-/// Bounds of a patch: a thread's columns are exactly tile_w unless the plane is narrower, its rows at most tile_h.
+/// What a thread of a kernel makes at most, and what a block has.
 struct PatchLimits {
-  int tile_h, tile_w;
+  int rows, columns;
   int row_step;  // patches begin at rows that are multiples of it
+  int threads;
 };
 
-/// The largest patches of the kernels.
-constexpr PatchLimits forward_nchw_patch(int64_t filter) { return {filter == 7 ? 4 : 7, 7, 1}; }
-constexpr PatchLimits backward_input_nchw_patch() { return {14, 14, 2}; }
+constexpr PatchLimits forward_nchw_patch(int64_t filter) { return {filter == 7 ? 4 : 7, 7, 1, 128}; }
+constexpr PatchLimits backward_input_nchw_patch() { return {14, 14, 2, 128}; }
 
 /// The tiles that a configuration of either kernel stands for.
 TileNchw forward_nchw_tile(const ConvParams& params, const LaunchConfig& config);
