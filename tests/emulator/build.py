@@ -42,7 +42,7 @@ class Build:
     flags: tuple[str, ...]  # for everything but the bindings
     kernel_flags: tuple[str, ...] = ()  # for .cu files, in addition
     link_flags: tuple[str, ...] = ()
-    memory: str = "memory_plain.cpp"  # what watches memory
+    memory: tuple[str, ...] = ("memory_plain.cpp",)  # what watches memory
 
 
 _SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize=vptr,pointer-overflow", "-fno-sanitize-recover=undefined")
@@ -50,6 +50,15 @@ _SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize=vptr,pointer-overf
 #: The builds by name; docs/emulator.md says what each sees.
 BUILDS = {
     "plain": Build(flags=("-O2",)),
+    "checked": Build(
+        flags=("-O2", "-g"),
+        # Structures stay whole, so that a vector's access is seen as the one that it is on a GPU.
+        kernel_flags=(
+            *("-O1", "-fno-tree-sra", "-fno-ipa-sra"),
+            *("-fsanitize=thread", "--param=tsan-instrument-func-entry-exit=0"),
+        ),
+        memory=("happens_before.cpp", "memory_checked.cpp", "tsan_hooks.cpp"),
+    ),
     "sanitized": Build(flags=("-O1", "-g", *_SANITIZERS), link_flags=_SANITIZERS),
 }
 
@@ -60,8 +69,10 @@ EMULATOR_SOURCES = (
     "fiber.cpp",
     "place.cpp",
     "scheduler.cpp",
+    "sanitizer_report.cpp",
     "shared_memory.cpp",
     "source_lines.cpp",
+    "statistics.cpp",
     "warp.cpp",
 )
 
@@ -76,7 +87,10 @@ def kernel_sources() -> list[Path]:
 
 
 #: The modules that can be loaded: the sources of each.
-MODULES = {"kernels": kernel_sources}
+MODULES = {
+    "kernels": kernel_sources,
+    "planted_bugs": lambda: [HERE / "bindings_planted_bugs.cpp", HERE / "planted_bugs.cu"],
+}
 
 
 def cuda_headers() -> Path | None:
@@ -128,7 +142,7 @@ def _build(build: str, name: str, sources: list[Path]) -> Path:
     settings = BUILDS[build]
     directory = OUTPUT / build
     directory.mkdir(parents=True, exist_ok=True)
-    emulator = [HERE / source for source in (*EMULATOR_SOURCES, settings.memory)]
+    emulator = [HERE / source for source in (*EMULATOR_SOURCES, *settings.memory)]
     with ThreadPoolExecutor(_jobs()) as pool:
         compile_one = functools.partial(_compile, settings, headers, directory)
         objects = list(pool.map(compile_one, [*sources, *emulator]))

@@ -14,6 +14,9 @@ enum class Access { kRead, kWrite };
 /// Fails if the thread that runs now must not access these bytes.
 void check_access(const void* address, size_t bytes, Access access, const Place& place);
 
+/// The same without a demand on alignment: a structure, which a GPU copies in parts.
+void check_range(const void* address, size_t bytes, Access access, const Place& place);
+
 [[noreturn]] void fail_misaligned(const void* address, size_t bytes, const Place& place);
 
 // --- Global memory: what a launch may access. Without an effect but in the checked build. ---

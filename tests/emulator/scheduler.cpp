@@ -125,6 +125,7 @@ void step(int number) {
     thread.stack = stacks.take();
     thread.fiber.prepare(thread.stack, StackPool::kBytes, thread_entry);
   }
+  current_stack = reinterpret_cast<uintptr_t>(thread.stack);
   scheduler.switch_to(thread.fiber);
   if (thread.state == State::kExited) stacks.give_back(thread.stack);
 }
@@ -188,6 +189,8 @@ void check_limits(dim3 grid, dim3 block, size_t shared_bytes) {
 }
 
 }  // namespace
+
+uintptr_t current_stack;
 
 uint3 thread_index() { return position.thread; }
 uint3 block_index() { return position.block; }

@@ -50,6 +50,9 @@ std::string schedule_name();
 /// Decided by the seed.
 uint64_t random_bits();
 
+/// Start of the stack of the thread that runs now.
+extern uintptr_t current_stack;
+
 // --- Waiting. ---
 
 /// __syncthreads.

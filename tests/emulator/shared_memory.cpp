@@ -45,6 +45,8 @@ void* allocate(size_t bytes, const char* name) {
 
 }  // namespace
 
+bool in_shared_memory(const void* address) { return address >= arena && address < arena + kArenaBytes; }
+
 void begin_shared_memory(size_t bytes) {
   static_arrays.clear();
   memory_drops_shared_arrays();

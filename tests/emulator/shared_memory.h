@@ -9,6 +9,9 @@ namespace cnnext::emulator {
 constexpr size_t kMaxSharedBytes = 227 * 1024;  // of a block
 constexpr size_t kMaxStaticBytes = 48 * 1024;
 
+/// Whether an address is one of shared memory, or of the gaps in it.
+bool in_shared_memory(const void* address);
+
 void begin_shared_memory(size_t dynamic_bytes);
 
 void* dynamic_shared();

@@ -56,8 +56,9 @@ std::vector<std::vector<SourceLine>> source_lines(const std::vector<const void*>
 }
 
 std::string describe_address(const void* return_address) {
+  const auto lines = source_lines({return_address});
   std::string text;
-  for (const SourceLine& line : source_lines({return_address})[0]) {
+  for (const SourceLine& line : lines[0]) {
     text += (text.empty() ? "" : ", inlined at ") + line.file + ":" + std::to_string(line.line);
   }
   return text.empty() ? "unknown line" : text;
