@@ -30,31 +30,34 @@ namespace {
 
 using namespace backward_weight_nhwc;
 
-/// A rectangle of pixels that the threads copy, out of an image of H x W pixels.
+/// A rectangle of pixels that the threads copy, out of an image of H x W pixels, and out of the next images.
 struct Rectangle {
   int rows, columns;
   int H, W;
+  int64_t stride_n;
   int stride_h, stride_w;
   int columns_at_once, rows_at_once;  // pixels that all threads take in one step
+  int image_bytes;                    // of the rectangle in one image, in shared memory
 };
 
 /// The kernel's arguments besides pointers.
 struct Geometry {
   Rectangle x_pixels, dy_pixels;
-  int64_t x_stride_n, y_stride_n;
   int64_t K;
   int64_t tiles;  // of the whole problem
   int parts;
   int slabs;
-  int P, Q, R;
+  int N, P, Q, R;
   int pad_h, pad_w, dilation_h;
-  int tile_h, tile_w, tiles_h, tiles_w;
+  int images, tile_h, tile_w;  // of a tile
+  int tiles_h, tiles_w;        // in an image
   int strip, strips;
   int stages, x_bytes, stage_bytes;
+  int bias_offset;  // of the sums of dy in shared memory
   bool with_bias;
 };
 
-/// A tile of the list: image, tile row, tile column; columns run fastest.
+/// A tile of the list: its images start at n * images; columns run fastest.
 struct TileIndex {
   int n, row, column;
 
@@ -71,27 +74,39 @@ struct TileIndex {
   }
 };
 
-/// Starts the copy of a rectangle of pixels to `shared`, dense there, which points at this thread's vector of channels
-/// in the first pixel; `first` is the same in the tensor, and may lie outside the image. That pixel is (top, left) of
-/// the image; pixels outside become zeros if kPadded, else nothing. A thread walks down a column.
+/// A thread's first pixel in a rectangle; it walks down columns. `row` is past the end where the thread has no pixel.
+struct Place {
+  int row, column;
+
+  __device__ Place(const Rectangle& pixels, int worker)
+      : row(worker / pixels.columns_at_once), column(worker % pixels.columns_at_once) {
+    if (row >= pixels.rows_at_once) column = pixels.columns;
+  }
+};
+
+/// Starts the copy of a rectangle of pixels of some images to `shared`, dense there, which points at this thread's
+/// vector of channels in the first pixel; `first` is the same in the tensor, and may lie outside the image. That pixel
+/// is (top, left) of the image; pixels outside become zeros if kPadded, else nothing.
 template <bool kPadded, class T>
-__device__ __forceinline__ void copy_pixels(const Rectangle& pixels, unsigned char* shared, const T* first, int top,
-                                            int left, int worker, int pixel_bytes) {
-  const int row = worker / pixels.columns_at_once;
-  if (row >= pixels.rows_at_once) return;
-  for (int column = worker - row * pixels.columns_at_once; column < pixels.columns; column += pixels.columns_at_once) {
+__device__ __forceinline__ void copy_pixels(const Rectangle& pixels, const Place& place, unsigned char* shared,
+                                            const T* first, int images, int top, int left, int pixel_bytes) {
+  // Pointers that move, rather than a base and an offset: nvcc would compute the base anew for every pixel.
+  const int step = pixels.rows_at_once * pixels.stride_h;
+  const int step_bytes = pixels.rows_at_once * pixels.columns * pixel_bytes;
+  for (int column = place.column; column < pixels.columns; column += pixels.columns_at_once) {
     const bool column_inside = static_cast<unsigned>(left + column) < static_cast<unsigned>(pixels.W);
     const unsigned inside_rows = column_inside ? pixels.H : 0;
-    // A pointer that moves, rather than a base and an offset: nvcc would compute the base anew for every pixel.
-    const T* from = first + (row * pixels.stride_h + column * pixels.stride_w);
-    unsigned char* to = shared + (row * pixels.columns + column) * pixel_bytes;
-    const int step = pixels.rows_at_once * pixels.stride_h;
-    const int step_bytes = pixels.rows_at_once * pixels.columns * pixel_bytes;
-    for (int h = top + row; h < top + pixels.rows; h += pixels.rows_at_once, from += step, to += step_bytes) {
-      if (static_cast<unsigned>(h) < inside_rows) {
-        copy_async<kAccessBytes>(to, from);
-      } else if (kPadded) {
-        store<uint4>(to, make_uint4(0, 0, 0, 0));
+    const T* image = first + (place.row * pixels.stride_h + column * pixels.stride_w);
+    unsigned char* image_to = shared + (place.row * pixels.columns + column) * pixel_bytes;
+    for (int i = 0; i < images; ++i, image += pixels.stride_n, image_to += pixels.image_bytes) {
+      const T* from = image;
+      unsigned char* to = image_to;
+      for (int h = top + place.row; h < top + pixels.rows; h += pixels.rows_at_once, from += step, to += step_bytes) {
+        if (static_cast<unsigned>(h) < inside_rows) {
+          copy_async<kAccessBytes>(to, from);
+        } else if (kPadded) {
+          store<uint4>(to, make_uint4(0, 0, 0, 0));
+        }
       }
     }
   }
@@ -138,24 +153,35 @@ __device__ __forceinline__ void add_strip(float (&sums)[kS][kVector<T>], const u
   }
 }
 
-template <class T>
-__device__ __forceinline__ void add_dy(float (&sums)[kVector<T>], const unsigned char* dy, int pixel_bytes,
-                                       int length) {
-  for (int q = 0; q < length; ++q, dy += pixel_bytes) {
-    float values[kVector<T>];
-    unpack<T>(load<uint4>(dy), values);
+/// Reads or writes kCount floats of shared memory, 16 bytes at a time.
+template <int kCount>
+__device__ __forceinline__ void read_sums(const float* smem, float (&sums)[kCount]) {
 #pragma unroll
-    for (int v = 0; v < kVector<T>; ++v) sums[v] += values[v];
+  for (int v = 0; v < kCount; v += 4) {
+    const float4 four = load<float4>(smem + v);
+    sums[v] = four.x, sums[v + 1] = four.y, sums[v + 2] = four.z, sums[v + 3] = four.w;
   }
 }
-
-/// Writes the sums of a thread to its group's row of shared memory, [tap][channel].
 template <int kCount>
 __device__ __forceinline__ void write_sums(float* smem, const float (&sums)[kCount]) {
 #pragma unroll
   for (int v = 0; v < kCount; v += 4) {
     store<float4>(smem + v, make_float4(sums[v], sums[v + 1], sums[v + 2], sums[v + 3]));
   }
+}
+
+/// Adds a strip of dy to the sums in shared memory.
+template <class T>
+__device__ __forceinline__ void add_dy(float* smem_sums, const unsigned char* dy, int pixel_bytes, int length) {
+  float sums[kVector<T>], values[kVector<T>];
+  read_sums(smem_sums, sums);
+#pragma unroll 1
+  for (int q = 0; q < length; ++q, dy += pixel_bytes) {
+    unpack<T>(load<uint4>(dy), values);
+#pragma unroll
+    for (int v = 0; v < kVector<T>; ++v) sums[v] += values[v];
+  }
+  write_sums(smem_sums, sums);
 }
 
 template <class T, int kS, int kStride>
@@ -176,6 +202,7 @@ __global__ void __launch_bounds__(max_threads(kS), 2)
   TileIndex next(g, begin);
   const int worker = threadIdx.z * blockDim.y + threadIdx.y;
   const int workers = blockDim.y * blockDim.z;
+  const Place x_place(g.x_pixels, worker), dy_place(g.dy_pixels, worker);
   x += first_channel;
   dy += first_channel;
   int copied = 0, copy_stage = 0;
@@ -183,14 +210,15 @@ __global__ void __launch_bounds__(max_threads(kS), 2)
   const auto copy_next = [&] {
     if (copied < count && active) {
       unsigned char* const stage = smem_tiles + copy_stage * g.stage_bytes + threadIdx.x * kAccessBytes;
-      const int p = next.row * g.tile_h, q = next.column * g.tile_w;
+      const int n = next.n * g.images, p = next.row * g.tile_h, q = next.column * g.tile_w;
       const int h = p * kStride - g.pad_h, w = q * kStride - g.pad_w;
-      copy_pixels<true>(g.x_pixels, stage,
-                        x + (next.n * g.x_stride_n + (h * g.x_pixels.stride_h + w * g.x_pixels.stride_w)), h, w, worker,
-                        pixel_bytes);
-      copy_pixels<false>(g.dy_pixels, stage + g.x_bytes,
-                         dy + (next.n * g.y_stride_n + (p * g.dy_pixels.stride_h + q * g.dy_pixels.stride_w)), p, q,
-                         worker, pixel_bytes);
+      const int images = min(g.images, g.N - n);
+      copy_pixels<true>(g.x_pixels, x_place, stage,
+                        x + (n * g.x_pixels.stride_n + (h * g.x_pixels.stride_h + w * g.x_pixels.stride_w)), images, h,
+                        w, pixel_bytes);
+      copy_pixels<false>(g.dy_pixels, dy_place, stage + g.x_bytes,
+                         dy + (n * g.dy_pixels.stride_n + (p * g.dy_pixels.stride_h + q * g.dy_pixels.stride_w)),
+                         images, p, q, pixel_bytes);
     }
     copy_async_commit();
     next.advance(g);
@@ -199,7 +227,9 @@ __global__ void __launch_bounds__(max_threads(kS), 2)
   };
 
   float sums[kS][kV] = {};
-  float bias_sums[kV] = {};
+  // Sums of dy are rarely asked for, so they take no registers.
+  float* const bias_sums = reinterpret_cast<float*>(smem_tiles + g.bias_offset) + (worker * lanes + threadIdx.x) * kV;
+  if (g.with_bias) write_sums<kV>(bias_sums, {});
   const int r = threadIdx.y;
   const int own_p = threadIdx.z / g.strips;
   const int own_q = threadIdx.z % g.strips * g.strip;
@@ -227,77 +257,88 @@ __global__ void __launch_bounds__(max_threads(kS), 2)
     const int columns = min(g.tile_w, g.Q - tile.column * g.tile_w);
     // Thread group z owns strip z % strips of every so manyeth row.
     const int length = active ? min(g.strip, columns - own_q) : 0;
-    const unsigned char* const x_strip =
-        x_tile + (r * g.dilation_h * g.x_pixels.columns + own_q * kStride) * pixel_bytes;
-    const unsigned char* const dy_strip = dy_tile + own_q * pixel_bytes;
-    for (int p = own_p; p < rows; p += rows_at_once) {
-      add_strip<T, kS, kStride>(sums, x_strip + p * kStride * g.x_pixels.columns * pixel_bytes,
-                                dy_strip + p * g.tile_w * pixel_bytes, pixel_bytes, length);
-    }
-    if (g.with_bias) {
-      // Filter row r takes every R-th of these rows.
-      for (int p = own_p + r * rows_at_once; p < rows; p += g.R * rows_at_once) {
-        add_dy<T>(bias_sums, dy_strip + p * g.tile_w * pixel_bytes, pixel_bytes, length);
+    const unsigned char* x_strip = x_tile + (r * g.dilation_h * g.x_pixels.columns + own_q * kStride) * pixel_bytes;
+    const unsigned char* dy_strip = dy_tile + own_q * pixel_bytes;
+    const int images = min(g.images, g.N - tile.n * g.images);
+    for (int image = 0; image < images; ++image) {
+      for (int p = own_p; p < rows; p += rows_at_once) {
+        add_strip<T, kS, kStride>(sums, x_strip + p * kStride * g.x_pixels.columns * pixel_bytes,
+                                  dy_strip + p * g.tile_w * pixel_bytes, pixel_bytes, length);
       }
+      if (g.with_bias) {
+        // Filter row r takes every R-th of these rows.
+#pragma unroll 1
+        for (int p = own_p + r * rows_at_once; p < rows; p += g.R * rows_at_once) {
+          add_dy<T>(bias_sums, dy_strip + p * g.tile_w * pixel_bytes, pixel_bytes, length);
+        }
+      }
+      x_strip += g.x_pixels.image_bytes;
+      dy_strip += g.dy_pixels.image_bytes;
     }
   }
   copy_async_wait<0>();
   __syncthreads();
 
-  // The groups' sums, [group][R * S taps, then R parts of the sums of dy][channels of the slab], where the tiles were.
+  // The groups' sums, [group][R * S][channels of the slab], where the tiles were.
   float* const smem_sums = reinterpret_cast<float*>(smem_tiles);
   const int taps = g.R * kS;
   const int channels = lanes * kV;
-  const int group_size = (taps + g.R) * channels;
-  float* const own = smem_sums + threadIdx.z * group_size + threadIdx.x * kV;
 #pragma unroll
-  for (int s = 0; s < kS; ++s) write_sums(own + (r * kS + s) * channels, sums[s]);
-  write_sums(own + (taps + r) * channels, bias_sums);
+  for (int s = 0; s < kS; ++s) {
+    write_sums(smem_sums + ((threadIdx.z * g.R + r) * kS + s) * channels + threadIdx.x * kV, sums[s]);
+  }
   __syncthreads();
-  const int written_taps = g.with_bias ? taps + 1 : taps;
-  for (int i = worker * lanes + threadIdx.x; i < written_taps * channels; i += workers * lanes) {
-    const int tap = i / channels;
-    const int64_t k = int64_t{slab} * channels + i % channels;
-    if (k >= g.K) continue;
-    const int copies = tap == taps ? g.R : 1;
+  const auto add_up = [&](const float* summands, int count, int distance) {
     float sum = 0;
-    for (int group = 0; group < static_cast<int>(blockDim.z); ++group) {
-      for (int copy = 0; copy < copies; ++copy) sum += smem_sums[group * group_size + copy * channels + i];
-    }
-    workspace[(int64_t{part} * (taps + 1) + tap) * g.K + k] = sum;
+    for (int i = 0; i < count; ++i) sum += summands[i * distance];
+    return sum;
+  };
+  const int written = (g.with_bias ? taps + 1 : taps) * channels;
+  for (int i = worker * lanes + threadIdx.x; i < written; i += workers * lanes) {
+    const int tap = i / channels, channel = i % channels;
+    const int64_t k = int64_t{slab} * channels + channel;
+    if (k >= g.K) continue;
+    workspace[(int64_t{part} * (taps + 1) + tap) * g.K + k] =
+        tap < taps ? add_up(smem_sums + i, blockDim.z, taps * channels)
+                   : add_up(reinterpret_cast<float*>(smem_tiles + g.bias_offset) + channel, workers, channels);
   }
 }
 
-Rectangle make_rectangle(int rows, int columns, int64_t H, int64_t W, const Strides4& strides, int workers) {
+Rectangle make_rectangle(int rows, int columns, int64_t H, int64_t W, const Strides4& strides, int workers,
+                         int pixel_bytes) {
   Rectangle pixels;
   pixels.rows = rows, pixels.columns = columns;
   pixels.H = static_cast<int>(H), pixels.W = static_cast<int>(W);
+  pixels.stride_n = strides.n;
   pixels.stride_h = static_cast<int>(strides.h), pixels.stride_w = static_cast<int>(strides.w);
   pixels.columns_at_once = std::min(columns, workers);
   pixels.rows_at_once = workers / pixels.columns_at_once;
+  pixels.image_bytes = rows * columns * pixel_bytes;
   return pixels;
 }
 
 Geometry make_geometry(const ConvParams& params, const LaunchConfig& config, bool with_bias) {
-  const Tile tile(params, config.tile_h, config.tile_w);
   const int lanes = config.block[0];
+  const Tile tile(params, config.planes, config.tile_h, config.tile_w);
   const int workers = config.block[1] * config.block[2];
+  const int pixel_bytes = lanes * kAccessBytes;
   Geometry g;
-  g.x_pixels = make_rectangle(tile.x_rows, tile.x_columns, params.H, params.W, params.x_strides, workers);
-  g.dy_pixels = make_rectangle(tile.tile_h, tile.tile_w, params.P, params.Q, params.y_strides, workers);
-  g.x_stride_n = params.x_strides.n, g.y_stride_n = params.y_strides.n;
+  g.x_pixels = make_rectangle(tile.x_rows, tile.x_columns, params.H, params.W, params.x_strides, workers, pixel_bytes);
+  g.dy_pixels = make_rectangle(tile.tile_h, tile.tile_w, params.P, params.Q, params.y_strides, workers, pixel_bytes);
   g.K = params.K;
-  g.tiles_h = static_cast<int>(ceil_div(params.P, tile.tile_h));
-  g.tiles_w = static_cast<int>(ceil_div(params.Q, tile.tile_w));
-  g.tiles = params.N * g.tiles_h * g.tiles_w;
+  g.tiles = tile.count(params);
   g.parts = config.parts;
   g.slabs = static_cast<int>(config.grid[0] / config.parts);
-  g.P = static_cast<int>(params.P), g.Q = static_cast<int>(params.Q), g.R = static_cast<int>(params.R);
+  g.N = static_cast<int>(params.N), g.P = static_cast<int>(params.P), g.Q = static_cast<int>(params.Q);
+  g.R = static_cast<int>(params.R);
   g.pad_h = static_cast<int>(params.pad_h), g.pad_w = static_cast<int>(params.pad_w);
   g.dilation_h = static_cast<int>(params.dilation_h);
-  g.tile_h = tile.tile_h, g.tile_w = tile.tile_w;
+  g.images = tile.images, g.tile_h = tile.tile_h, g.tile_w = tile.tile_w;
+  g.tiles_h = static_cast<int>(ceil_div(params.P, tile.tile_h));
+  g.tiles_w = static_cast<int>(ceil_div(params.Q, tile.tile_w));
   g.strip = tile.strip, g.strips = tile.strips;
-  g.stages = stages(config.shared_bytes, tile.stage_bytes(lanes));
+  g.bias_offset = config.shared_bytes - bias_bytes(params, lanes * workers);
+  g.stages = stages(g.bias_offset, tile.stage_bytes(lanes));
   g.x_bytes = static_cast<int>(tile.x_bytes(lanes));
   g.stage_bytes = static_cast<int>(tile.stage_bytes(lanes));
   g.with_bias = with_bias;

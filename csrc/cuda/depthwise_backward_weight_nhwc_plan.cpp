@@ -1,5 +1,5 @@
-// Configurations of depthwise_backward_weight_nhwc: block = {lanes, R, groups}, tile_h x tile_w elements of dy a tile,
-// `planes` channels a slab, and as many stages as fit shared_bytes.
+// Configurations of depthwise_backward_weight_nhwc: block = {lanes, R, groups}, a tile of tile_h x tile_w elements of
+// dy of `planes` images, and as many stages as fit shared_bytes.
 #include <algorithm>
 
 #include "depthwise_backward_weight_nhwc.h"
@@ -9,13 +9,14 @@ namespace {
 
 using namespace backward_weight_nhwc;
 
-/// Wider tiles only add bytes; wider filters than 16 rows leave no threads for groups.
+/// Wider tiles gain little; taller filters leave no threads for groups.
 constexpr int kMaxTileColumns = 28;
 constexpr int kMaxFilterRows = 16;
-/// A block that uses half of the shared memory leaves room for a second one.
+/// Two blocks share a multiprocessor, so each has half of its shared memory; a stage has half of that. The more bytes
+/// in a stage, the less weigh the halo between tiles and the work that every thread does once a tile.
 constexpr int kBlocksForShared = 2;
-/// Bytes of one stage: enough of them on their way, and little overlap between neighbouring tiles.
-constexpr int64_t kStageBytes = 56 * 1024;
+constexpr int kMostImages = 8;
+constexpr int kMostBiasBytes = 8 * 1024;
 /// The workspace, written and read, may add this fraction of the bytes of x and dy.
 constexpr double kWorkspaceFraction = 0.03;
 
@@ -46,13 +47,24 @@ int choose_lanes(int64_t vectors, int most) {
 /// `length` in equal pieces of at most `most`.
 int64_t even_piece(int64_t length, int64_t most) { return ceil_div(length, ceil_div(length, most)); }
 
-/// The tallest tile of `columns` that fits a stage; tile_h = 0 if none does.
+/// The tallest tile of `columns` whose stage has at most `bytes`, then as many whole images as fit; tile_h = 0 if not
+/// even one row fits.
 Tile choose_tile(const ConvParams& params, int columns, int lanes, int64_t bytes) {
-  const Tile one(params, 1, columns);
-  if (one.stage_bytes(lanes) > bytes) return Tile(params, 0, columns);
-  const int64_t row_bytes = Tile(params, 2, columns).stage_bytes(lanes) - one.stage_bytes(lanes);
+  const Tile one(params, 1, 1, columns);
+  if (one.stage_bytes(lanes) > bytes) return Tile(params, 1, 0, columns);
+  const int64_t row_bytes = Tile(params, 1, 2, columns).stage_bytes(lanes) - one.stage_bytes(lanes);
   const int64_t rows = 1 + (bytes - one.stage_bytes(lanes)) / row_bytes;
-  return Tile(params, static_cast<int>(even_piece(params.P, std::min(rows, params.P))), columns);
+  const Tile tile(params, 1, static_cast<int>(even_piece(params.P, std::min(rows, params.P))), columns);
+  if (tile.tile_h < params.P || tile.tile_w < params.Q) return tile;
+  const int64_t images = std::min({bytes / tile.stage_bytes(lanes), int64_t{kMostImages}, params.N});
+  return Tile(params, static_cast<int>(images), tile.tile_h, columns);
+}
+
+/// The fewest bytes of a tile's halo: lanes of 128 bytes for images that fit a stage whole, else of 64 bytes.
+int most_lanes(const ConvParams& params, int64_t bytes) {
+  const bool whole = params.Q <= kMaxTileColumns && params.P <= 64 &&
+                     Tile(params, 1, static_cast<int>(params.P), static_cast<int>(params.Q)).stage_bytes(8) <= bytes;
+  return whole ? 8 : 4;
 }
 
 }  // namespace
@@ -64,15 +76,11 @@ void plan_depthwise_backward_weight_nhwc(const Problem& problem, Configs& config
   const int vector = kAccessBytes / size_of(p.dtype);
   const int64_t vectors = p.C / vector;
 
-  // Large images are cut into tiles, whose halo weighs less when they are wide and tall: 64 bytes of channels then.
-  const bool whole = Tile(p, static_cast<int>(std::min<int64_t>(p.P, 64)), static_cast<int>(std::min<int64_t>(p.Q, 64)))
-                             .stage_bytes(8) <= kStageBytes &&
-                     p.P <= 64 && p.Q <= kMaxTileColumns;
-  const int lanes = choose_lanes(vectors, whole ? 8 : 4);
-  const int64_t shared =
-      std::min(device.shared_bytes_per_block, device.shared_bytes_per_multiprocessor / kBlocksForShared - 1024);
-  const Tile tile =
-      choose_tile(p, static_cast<int>(even_piece(p.Q, kMaxTileColumns)), lanes, std::min(kStageBytes, shared / 2));
+  const int64_t shared = std::min<int64_t>(device.shared_bytes_per_block,
+                                           device.shared_bytes_per_multiprocessor / kBlocksForShared - 1024);
+  const int64_t most_stage_bytes = (shared - kMostBiasBytes) / 2;
+  const int lanes = choose_lanes(vectors, most_lanes(p, most_stage_bytes));
+  const Tile tile = choose_tile(p, static_cast<int>(even_piece(p.Q, kMaxTileColumns)), lanes, most_stage_bytes);
   if (tile.tile_h == 0) return;
 
   // Groups in whole rows of strips.
@@ -81,15 +89,15 @@ void plan_depthwise_backward_weight_nhwc(const Problem& problem, Configs& config
   if (most_rows == 0) return;
   const int groups = tile.strips * static_cast<int>(even_piece(tile.tile_h, most_rows));
   const int threads = lanes * static_cast<int>(p.R) * groups;
-  const int64_t sums_bytes = int64_t{groups} * p.R * (p.S + 1) * lanes * vector * 4;
+  const int64_t sums_bytes = int64_t{groups} * p.R * p.S * lanes * vector * 4;
   const int64_t stage_bytes = tile.stage_bytes(lanes);
-  const int64_t stages_bytes = stages(shared, stage_bytes) * stage_bytes;
-  const int64_t shared_bytes = std::max(stages_bytes, sums_bytes);
+  const int64_t stages_bytes = stages(shared - kMostBiasBytes, stage_bytes) * stage_bytes;
+  const int64_t shared_bytes = std::max(stages_bytes, sums_bytes) + bias_bytes(p, threads);
   if (shared_bytes > device.shared_bytes_per_block) return;
 
   // One round of blocks, each of which walks down an equal share of the tiles.
   const int64_t slabs = ceil_div(vectors, lanes);
-  const int64_t tiles = p.N * ceil_div(p.P, tile.tile_h) * ceil_div(p.Q, tile.tile_w);
+  const int64_t tiles = tile.count(p);
   const int64_t blocks_a_multiprocessor =
       std::max<int64_t>(1, std::min<int64_t>(device.shared_bytes_per_multiprocessor / (shared_bytes + 1024),
                                              2 * max_threads(static_cast<int>(p.S)) / threads));
@@ -107,7 +115,7 @@ void plan_depthwise_backward_weight_nhwc(const Problem& problem, Configs& config
                      .tile_h = tile.tile_h,
                      .tile_w = tile.tile_w,
                      .vector = vector,
-                     .planes = lanes * vector,
+                     .planes = tile.images,
                      .parts = static_cast<int>(parts)});
 }
 
