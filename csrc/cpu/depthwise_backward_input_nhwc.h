@@ -73,6 +73,7 @@ void depthwise_backward_input_nhwc(const ConvParams& p, const Parallel& parallel
   Scratch<A, kFilterScratch> filter(p.R * p.S * p.K + kWidth);
   pack_filter_nhwc(p, w, filter.data());
   ColumnClasses classes(p);
+  const bool prefetched = multiplier == 1 && is_prefetch_worthwhile<T>(p);
 
   const int64_t work = ceil_div(p.W, p.stride_w) * ceil_div(p.R, p.stride_h) * p.S * p.K;
   parallel(0, p.N * p.H, grain_for(work), [&](int64_t begin, int64_t end) {
@@ -111,9 +112,20 @@ void depthwise_backward_input_nhwc(const ConvParams& p, const Parallel& parallel
                                  ceil_div(p.W - residue, p.stride_w),
                                  p.C,
                                  nullptr,
-                                 Epilogue<A>(Activation::kNone)};
+                                 Epilogue<A>(Activation::kNone),
+                                 {},
+                                 {}};
         for (int o = 0; o < step; ++o) {
           call.out[o] = dx + n * p.x_strides.n + (h + o) * p.x_strides.h + residue * p.x_strides.w;
+        }
+        if (prefetched && h + step < p.H) {
+          call.out_to_come = {call.out[0] + step * p.x_strides.h, min(step, p.H - h - step), p.x_strides.h};
+        }
+        if (prefetched && residue == 0) {
+          // The rows of dy below those in use.
+          const int64_t first = (h + step - 1 + p.pad_h) / p.stride_h + 1;
+          const int64_t last = min((h + 2 * step - 1 + p.pad_h) / p.stride_h, p.P - 1);
+          call.source_to_come = {dy + n * p.y_strides.n + first * p.y_strides.h, last - first + 1, p.y_strides.h};
         }
         correlate_rows(call);
       }

@@ -77,6 +77,31 @@ struct ColumnTap {
   int64_t weight;
 };
 
+/// Whether an image and its output are too large for a second-level cache of usual size. Then the rows to come are
+/// prefetched beside the arithmetic, as the hardware does not see so many short streams coming; else that is a loss.
+template <class T>
+bool is_prefetch_worthwhile(const ConvParams& p) {
+  constexpr int64_t kBytes = 1024 * 1024;
+  return static_cast<int64_t>(sizeof(T)) * (p.H * p.W * p.C + p.P * p.Q * p.K) > kBytes;
+}
+
+/// Rows that will be read, or written, by the next call: `count` of them, `stride` apart.
+template <class T>
+struct RowsToCome {
+  const T* pixels = nullptr;
+  int64_t count = 0, stride = 0;
+
+  /// Asks for `channel` of n pixels from `first` on.
+  CNNEXT_INLINE void prefetch(int64_t first, int64_t n, int64_t pixel_stride, int64_t channel) const {
+#pragma GCC unroll 1
+    for (int64_t i = 0; i < count; ++i) {
+      const T* from = pixels + i * stride + first * pixel_stride + channel;
+#pragma GCC unroll 1
+      for (int64_t t = 0; t < n; ++t, from += pixel_stride) __builtin_prefetch(from, 0, 2);
+    }
+  }
+};
+
 /// The rows to compute. Offsets and strides in elements; channels are contiguous everywhere.
 template <class T, class A>
 struct CorrelateRows {
@@ -94,6 +119,7 @@ struct CorrelateRows {
   int64_t channels;
   const A* bias;  // null, or `channels` values readable up to a full vector
   Epilogue<A> epilogue;
+  RowsToCome<T> source_to_come, out_to_come;
 };
 
 /// Loads or stores all lanes without a mask when the caller knows, or sees, that there is no tail.
@@ -213,6 +239,11 @@ void correlate_rows_tiles(const CorrelateRows<T, A>& row) {
       const int n = static_cast<int>(min(kTile, row.num_pixels - first));
       const bool inside = n == kTile && first * row.step + first_column >= 0 &&
                           (first + kTile - 1) * row.step + last_column < row.source_width;
+      constexpr int64_t kLine = 64 / sizeof(T);  // elements of a cache line
+      for (int64_t c = block; c < block_end; c += kLine) {
+        row.source_to_come.prefetch(first * row.step, n * row.step, row.source_stride, c);
+        row.out_to_come.prefetch(first, n, row.out_stride, c);
+      }
       int64_t channel = block;
       for (; inside && channel + kWidth <= block_end; channel += kWidth) {
         if constexpr (kTaps > 0) {

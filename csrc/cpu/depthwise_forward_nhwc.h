@@ -24,6 +24,7 @@ void depthwise_forward_nhwc(const ConvParams& p, const Parallel& parallel, const
     packed_bias[(k % multiplier) * p.C + k / multiplier] = load_scalar<A>(bias + k);
   Scratch<ColumnTap, 32> taps(p.S);
   for (int64_t s = 0; s < p.S; ++s) taps[s] = {s * p.dilation_w - p.pad_w, s * p.K};
+  const bool prefetched = multiplier == 1 && is_prefetch_worthwhile<T>(p);
 
   parallel(0, p.N * p.P, grain_for(p.Q * p.K * p.R * p.S), [&](int64_t begin, int64_t end) {
     SourceRows<T, A> rows(kOutRows * p.R);
@@ -50,7 +51,9 @@ void depthwise_forward_nhwc(const ConvParams& p, const Parallel& parallel, const
                                p.Q,
                                p.C,
                                bias ? packed_bias.data() : nullptr,
-                               Epilogue<A>(p.activation)};
+                               Epilogue<A>(p.activation),
+                               {},
+                               {}};
       for (int o = 0; o < step; ++o) {
         y_rows[o] = y + n * p.y_strides.n + (out_h + o) * p.y_strides.h;
         call.out[o] = multiplier > 1 ? grouped.data() + o * grouped_row : y_rows[o];
@@ -61,6 +64,13 @@ void depthwise_forward_nhwc(const ConvParams& p, const Parallel& parallel, const
         }
       }
       call.num_rows = rows.size();
+      if (prefetched && out_h + step < p.P) {
+        // The source rows below those in use.
+        const int64_t first = max(0, (out_h + step - 1) * p.stride_h + (p.R - 1) * p.dilation_h - p.pad_h + 1);
+        const int64_t count = max(0, min(step * p.stride_h, p.H - first));
+        call.source_to_come = {x + n * p.x_strides.n + first * p.x_strides.h, count, p.x_strides.h};
+        call.out_to_come = {y_rows[0] + step * p.y_strides.h, min(step, p.P - out_h - step), p.y_strides.h};
+      }
       if (multiplier == 1) {
         correlate_rows(call);
         continue;
