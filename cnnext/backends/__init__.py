@@ -13,15 +13,17 @@ True
 
 from __future__ import annotations
 
+import ctypes
 from types import TracebackType
 from typing import Any, cast
 
 from torch import Tensor
 
+from cnnext import _extension
 from cnnext.backends import aten, cpu, cuda
 from cnnext.backends.call import Backend, ConvCall
 
-__all__ = ["BackendError", "available", "explain", "use"]
+__all__ = ["BackendError", "available", "empty_cpu_pool", "explain", "use"]
 
 _BACKENDS: dict[str, Backend] = {module.name: cast(Backend, module) for module in (cuda, cpu, aten)}
 
@@ -138,3 +140,22 @@ def explain(op: str, *args: Any, **kwargs: Any) -> str:
             chosen, verdict = True, "chosen"
         lines.append(f"{backend.name}: {verdict}")
     return "\n".join(lines)
+
+
+def empty_cpu_pool() -> int:
+    """Gives the memory that the CPU kernels keep for their next outputs back to the system.
+
+    Outputs of 1 MiB and more lie in blocks that are kept when the tensor is freed, 256 MiB at most. The environment
+    variable CNNEXT_CPU_POOL_MIB sets another limit before the first such output; 0 keeps nothing.
+
+    Returns:
+        Bytes given back. Blocks of tensors that are alive are not among them.
+
+    >>> empty_cpu_pool() >= 0
+    True
+    """
+    if not _extension.cpu.loaded:
+        return 0
+    function = _extension.cpu.library().cnnext_cpu_empty_pool
+    function.restype = ctypes.c_uint64
+    return int(function())

@@ -1,6 +1,7 @@
 // The CPU implementations of cnnext's operators: checks, allocation, and the call of a kernel from csrc/cpu.
 // The operators' schemas are declared in cnnext/ops.py.
 #include "../cpu/kernels.h"
+#include "output_pool.h"
 #include "problem.h"
 
 namespace cnnext::bindings {
@@ -142,3 +143,9 @@ STABLE_TORCH_LIBRARY_IMPL(cnnext, CPU, m) {
 
 /// The instruction set of the kernels in use, for cnnext.info. Called through ctypes.
 extern "C" __attribute__((visibility("default"))) const char* cnnext_cpu_isa() { return cnnext::cpu::kernels().isa; }
+
+/// Gives the free blocks of the output pool back to the system and returns their bytes, for
+/// cnnext.backends.empty_cpu_pool. Called through ctypes.
+extern "C" __attribute__((visibility("default"))) uint64_t cnnext_cpu_empty_pool() {
+  return cnnext::bindings::OutputPool::instance().empty();
+}

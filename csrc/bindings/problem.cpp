@@ -1,5 +1,7 @@
 #include "problem.h"
 
+#include "output_pool.h"
+
 namespace cnnext::bindings {
 namespace {
 
@@ -37,6 +39,20 @@ Dims4 dense_strides(const Dims4& sizes, Layout layout) {
   (void)n;
   if (layout == Layout::kNHWC) return {h * w * c, 1, w * c, c};
   return {c * h * w, h * w, w, 1};
+}
+
+int64_t bytes_of_element(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
+
+/// A CPU tensor in a block of the pool; none if it is too small for the pool, or the pool has no block.
+std::optional<Tensor> empty_from_pool(const Dims4& sizes, const Dims4& strides, const Tensor& like) {
+  const auto [n, c, h, w] = sizes;
+  const auto bytes = static_cast<size_t>(n * c * h * w * bytes_of_element(dtype_of(like)));
+  if (bytes < OutputPool::kMinBytes) return std::nullopt;
+  void* data = OutputPool::instance().allocate(bytes);
+  if (data == nullptr) return std::nullopt;
+  return torch::stable::from_blob(
+      data, sizes, strides, like.device(), like.scalar_type(),
+      +[](void* block) { OutputPool::instance().release(block); });
 }
 
 }  // namespace
@@ -162,6 +178,9 @@ DType dtype_of(const Tensor& tensor) {
 
 Tensor empty_dense(const Dims4& sizes, Layout layout, const Tensor& like) {
   const Dims4 strides = dense_strides(sizes, layout);
+  if (like.is_cpu()) {
+    if (std::optional<Tensor> pooled = empty_from_pool(sizes, strides, like)) return *pooled;
+  }
   int32_t dtype = 0, device_type = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));

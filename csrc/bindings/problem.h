@@ -70,7 +70,7 @@ void check_grad_output(const Tensor& grad_output, const ConvParams& params);
 /// The kernels' name for the tensor's dtype; throws for those they do not have.
 DType dtype_of(const Tensor& tensor);
 
-/// Uninitialised, dense in `layout`, with the dtype and device of `like`.
+/// Uninitialised, dense in `layout`, with the dtype and device of `like`. Large ones on the CPU come from OutputPool.
 Tensor empty_dense(const Dims4& sizes, Layout layout, const Tensor& like);
 Tensor empty_1d(int64_t size, const Tensor& like);
 
