@@ -93,15 +93,23 @@ MODULES = {
 }
 
 
+#: CUDA's headers that kernels need, and the package on PyPI that each is from.
+_HEADERS = {
+    "cuda_fp16.h": "nvidia-cuda-runtime",
+    "crt/host_defines.h": "nvidia-cuda-crt",
+    "nv/target": "nvidia-cuda-cccl",
+}
+
+
 def cuda_headers() -> Path | None:
-    """Directory with cuda_fp16.h: of a toolkit, or of the PyPI package nvidia-cuda-runtime."""
+    """Directory with CUDA's headers: of a toolkit, or of packages from PyPI."""
     candidates = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "include")]
     if nvcc := shutil.which("nvcc"):
         candidates.append(Path(nvcc).resolve().parent.parent / "include")
     spec = importlib.util.find_spec("nvidia")
     for location in spec.submodule_search_locations or [] if spec else []:
         candidates.extend(sorted(Path(location).glob("*/include")))
-    return next((directory for directory in candidates if (directory / "cuda_fp16.h").exists()), None)
+    return next((c for c in candidates if all((c / header).exists() for header in _HEADERS)), None)
 
 
 def environment(build: str) -> dict[str, str]:
@@ -138,7 +146,9 @@ def load(build: str = "plain", module: str = "kernels") -> ModuleType:
 def _build(build: str, name: str, sources: list[Path]) -> Path:
     headers = cuda_headers()
     if headers is None:
-        raise RuntimeError("cuda_fp16.h was not found: install a CUDA toolkit or `pip install nvidia-cuda-runtime`")
+        raise RuntimeError(
+            f"CUDA's headers were not found: install a toolkit, or `pip install {' '.join(_HEADERS.values())}`"
+        )
     settings = BUILDS[build]
     directory = OUTPUT / build
     directory.mkdir(parents=True, exist_ok=True)
