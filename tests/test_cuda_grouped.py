@@ -50,7 +50,7 @@ def test_integers_are_exact(kernels: CudaKernels, case: Case, dtype: torch.dtype
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, **IDS)
-@pytest.mark.parametrize("case", CASES, **IDS)
+@pytest.mark.parametrize("case", CASES[::3], **IDS)
 def test_random_values(kernels: CudaKernels, case: Case, dtype: torch.dtype, layout: str, op: str) -> None:
     check_random(kernels, op, case, dtype, Placement(layout), GROUPED)
 
@@ -112,9 +112,9 @@ def test_activations_of_forward(kernels: CudaKernels, activation: str, dtype: to
 @pytest.mark.parametrize("dtype", FAST_DTYPES, **IDS)
 def test_infinities_stay_where_they_belong(kernels: CudaKernels, dtype: torch.dtype, layout: str, op: str) -> None:
     """An infinite or NaN value reaches the results that use it and no others, whatever shares its tile."""
-    for case in by_name("grouped", "dense_stem", "cuda_groups_of_8", "cuda_dense_16"):
+    for case in by_name("grouped", "dense_stem", "cuda_groups_of_8", "resnext_group_of_4", "cuda_dense_16"):
         operands = integers(case, dtype)
-        operands.x[0, 0, 0, 0] = torch.inf
+        operands.x[0, 0, 0, 0] = operands.x[-1, -1, -1, -1] = torch.inf
         operands.dy[0, -1, -1, -1] = torch.nan
         exact = exact_results(case, operands)
         for config, results in kernels.run(op, case, Placement(layout), operands, variant=GROUPED):

@@ -5,48 +5,73 @@
 namespace cnnext::cuda {
 namespace {
 
-/// One call's workspace, and the operands as a channels_last kernel takes them.
-struct Operands {
-  const ConvParams& original;
-  const LaunchConfig& config;
-  unsigned char* workspace;
-  Stream stream;
-  GroupedWorkspace at;
-  ConvParams params;  // of what the kernel sees
-
-  Operands(const ConvParams& p, const LaunchConfig& launch_config, void* memory, Stream on)
-      : original(p),
-        config(launch_config),
-        workspace(static_cast<unsigned char*>(memory)),
-        stream(on),
-        at(grouped_workspace(p, launch_config)),
-        params(p) {
-    if (!config.converts) return;
-    params.layout = Layout::kNHWC;
-    params.x_strides = {p.H * p.W * p.C, 1, p.W * p.C, p.C};
-    params.y_strides = {p.P * p.Q * p.K, 1, p.Q * p.K, p.K};
+/// One call's operands as a channels_last kernel takes them.
+class Operands {
+ public:
+  Operands(const ConvParams& params, const LaunchConfig& config, void* memory, Stream stream)
+      : original_(params),
+        config_(config),
+        memory_(static_cast<unsigned char*>(memory)),
+        stream_(stream),
+        at_(grouped_workspace(params, config)),
+        params_(params) {
+    params_.layout = Layout::kNHWC;
+    if (config.padded_channels > 0) params_.C = config.padded_channels;
+    if (copies_x()) params_.x_strides = {params.H * params.W * params_.C, 1, params.W * params_.C, params_.C};
+    if (config.converts) params_.y_strides = {params.P * params.Q * params.K, 1, params.Q * params.K, params.K};
   }
 
-  Activations x_planes() const { return {original.N, original.C, original.H, original.W, original.x_strides}; }
-  Activations y_planes() const { return {original.N, original.K, original.P, original.Q, original.y_strides}; }
+  /// The problem that the kernel sees.
+  const ConvParams& params() const { return params_; }
+  int channels() const { return static_cast<int>(params_.channels_per_group()); }
 
-  const void* input(const Activations& planes, int64_t offset, const void* data) const {
-    if (!config.converts) return data;
-    to_channels_last(original.dtype, planes, data, workspace + offset, stream);
-    return workspace + offset;
+  /// What the kernel reads, brought there by a launch if need be.
+  const void* read_x(const void* x) const {
+    if (!copies_x()) return x;
+    if (config_.padded_channels > 0) {
+      pad_channels(original_.dtype, x_planes(), config_.padded_channels, x, memory_ + at_.x, stream_);
+    } else {
+      to_channels_last(original_.dtype, x_planes(), x, memory_ + at_.x, stream_);
+    }
+    return memory_ + at_.x;
+  }
+  const void* read_y(const void* y) const {
+    if (!config_.converts) return y;
+    to_channels_last(original_.dtype, y_planes(), y, memory_ + at_.y, stream_);
+    return memory_ + at_.y;
+  }
+  const void* read_filter(const void* w, bool filter_channels_last) const {
+    if (!config_.packs_filter) return w;
+    grouped_pack_filter(original_, filter_channels_last, channels(), w, memory_ + at_.filter, stream_);
+    return memory_ + at_.filter;
   }
 
-  /// Where the kernel writes a result that belongs at `data`; `finish` brings it there.
-  void* output(int64_t offset, void* data) const { return config.converts ? workspace + offset : data; }
-  void finish(const Activations& planes, int64_t offset, void* data) const {
-    if (config.converts) from_channels_last(original.dtype, planes, workspace + offset, data, stream);
+  /// Where the kernel writes what belongs at x or y; `finish` brings it there.
+  void* write_x(void* x) const { return copies_x() ? memory_ + at_.x : x; }
+  void* write_y(void* y) const { return config_.converts ? memory_ + at_.y : y; }
+  float* sums() const { return reinterpret_cast<float*>(memory_ + at_.sums); }
+  void finish_x(void* x) const {
+    if (config_.padded_channels > 0) {
+      unpad_channels(original_.dtype, x_planes(), config_.padded_channels, memory_ + at_.x, x, stream_);
+    } else if (config_.converts) {
+      from_channels_last(original_.dtype, x_planes(), memory_ + at_.x, x, stream_);
+    }
+  }
+  void finish_y(void* y) const {
+    if (config_.converts) from_channels_last(original_.dtype, y_planes(), memory_ + at_.y, y, stream_);
   }
 
-  const void* filter(const void* w) const {
-    if (!config.packs_filter) return w;
-    grouped_pack_filter(original, w, workspace + at.filter, stream);
-    return workspace + at.filter;
-  }
+ private:
+  bool copies_x() const { return config_.converts || config_.padded_channels > 0; }
+  Activations x_planes() const { return {original_.N, original_.C, original_.H, original_.W, original_.x_strides}; }
+  Activations y_planes() const { return {original_.N, original_.K, original_.P, original_.Q, original_.y_strides}; }
+
+  const ConvParams& original_;
+  const LaunchConfig& config_;
+  unsigned char* memory_;
+  Stream stream_;
+  GroupedWorkspace at_;
+  ConvParams params_;
 };
 
 }  // namespace
@@ -57,11 +82,11 @@ void grouped_forward(const ConvParams& params, const LaunchConfig& config, bool 
     return grouped_forward_general(params, config, filter_channels_last, x, w, bias, y, stream);
   }
   const Operands operands(params, config, workspace, stream);
-  const void* input = operands.input(operands.x_planes(), operands.at.x, x);
   const auto kernel =
       config.kernel == Kernel::kGroupedForwardNarrowNhwc ? grouped_forward_narrow_nhwc : grouped_forward_nhwc;
-  kernel(operands.params, config, input, operands.filter(w), bias, operands.output(operands.at.y, y), stream);
-  operands.finish(operands.y_planes(), operands.at.y, y);
+  kernel(operands.params(), config, operands.read_x(x), operands.read_filter(w, filter_channels_last), bias,
+         operands.write_y(y), stream);
+  operands.finish_y(y);
 }
 
 void grouped_backward_input(const ConvParams& params, const LaunchConfig& config, bool filter_channels_last,
@@ -70,11 +95,11 @@ void grouped_backward_input(const ConvParams& params, const LaunchConfig& config
     return grouped_backward_input_general(params, config, filter_channels_last, dy, w, dx, stream);
   }
   const Operands operands(params, config, workspace, stream);
-  const void* gradient = operands.input(operands.y_planes(), operands.at.y, dy);
   const auto kernel = config.kernel == Kernel::kGroupedBackwardInputNarrowNhwc ? grouped_backward_input_narrow_nhwc
                                                                                : grouped_backward_input_nhwc;
-  kernel(operands.params, config, gradient, operands.filter(w), operands.output(operands.at.x, dx), stream);
-  operands.finish(operands.x_planes(), operands.at.x, dx);
+  kernel(operands.params(), config, operands.read_y(dy), operands.read_filter(w, filter_channels_last),
+         operands.write_x(dx), stream);
+  operands.finish_x(dx);
 }
 
 void grouped_backward_weight(const ConvParams& params, const LaunchConfig& config, bool filter_channels_last,
@@ -83,13 +108,11 @@ void grouped_backward_weight(const ConvParams& params, const LaunchConfig& confi
     return grouped_backward_weight_general(params, config, filter_channels_last, dy, x, dw, dbias, stream);
   }
   const Operands operands(params, config, workspace, stream);
-  const void* gradient = operands.input(operands.y_planes(), operands.at.y, dy);
-  const void* input = operands.input(operands.x_planes(), operands.at.x, x);
-  auto* sums = reinterpret_cast<float*>(operands.workspace + operands.at.sums);
   const auto kernel = config.kernel == Kernel::kGroupedBackwardWeightNarrowNhwc ? grouped_backward_weight_narrow_nhwc
                                                                                 : grouped_backward_weight_nhwc;
-  kernel(operands.params, config, gradient, input, dbias != nullptr, sums, stream);
-  grouped_backward_weight_reduce(params, config.parts, filter_channels_last, sums, dw, dbias, stream);
+  kernel(operands.params(), config, operands.read_y(dy), operands.read_x(x), dbias != nullptr, operands.sums(), stream);
+  grouped_backward_weight_reduce(params, config.parts, operands.channels(), filter_channels_last, operands.sums(), dw,
+                                 dbias, stream);
 }
 
 }  // namespace cnnext::cuda

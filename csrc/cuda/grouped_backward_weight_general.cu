@@ -49,9 +49,11 @@ __global__ void __launch_bounds__(kThreads)
         continue;
       }
       const int64_t h = p * params.stride_h + row_offset, w = q * params.stride_w + column_offset;
-      if (h < 0 || h >= params.H || w < 0 || w >= params.W) continue;
-      sum +=
-          gradient * to_accumulator(x_plane[n * params.x_strides.n + h * params.x_strides.h + w * params.x_strides.w]);
+      // Padding is a zero in the products, as in ATen: a NaN in dy is seen by every tap.
+      const bool inside = h >= 0 && h < params.H && w >= 0 && w < params.W;
+      sum += gradient *
+             (inside ? to_accumulator(x_plane[n * params.x_strides.n + h * params.x_strides.h + w * params.x_strides.w])
+                     : A(0));
     }
     smem_sums[thread] = sum;
     __syncthreads();

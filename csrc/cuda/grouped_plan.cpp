@@ -73,19 +73,35 @@ bool has_narrow_groups(const Problem& problem) {
          (width == 4 || width == 8 || width == 16 || width == 32) && fits_channels_last_kernels(problem);
 }
 
+/// The problem as the implicit GEMM sees it: one group with channels that are no whole vector gets more, of zeros.
+struct Padded {
+  Problem problem;
+  int channels = 0;  // 0: as they are
+
+  explicit Padded(const Problem& original) : problem(original) {
+    ConvParams& p = problem.params;
+    const int vector = 16 / size_of(p.dtype);
+    if (p.groups > 1 || is_multiple(p.C, vector)) return;
+    p.C = ceil_div(p.C, vector) * vector;
+    p.x_strides = {p.H * p.W * p.C, 1, p.W * p.C, p.C};
+    channels = static_cast<int>(p.C);
+  }
+};
+
 bool needs_packing(const Problem& problem) {
   const ConvParams& p = problem.params;
   return !problem.filter_channels_last && p.R * p.S > 1 && p.channels_per_group() > 1;
 }
 
 /// Adds the tiles with float32's arithmetic, or TF32's and then float32's, the cheapest tile first.
-void append_tiles(const Problem& problem, Kernel kernel, int64_t pixels, int64_t columns, int64_t steps, int classes,
+void append_tiles(const Padded& padding, Kernel kernel, int64_t pixels, int64_t columns, int64_t steps, int classes,
                   Configs& configs) {
   struct Candidate {
     double cost;
     LaunchConfig config;
   };
   std::vector<Candidate> candidates;
+  const Problem& problem = padding.problem;
   for (const GemmTileShape& tile : kTiles) {
     const int64_t tiles = ceil_div(pixels, tile.m) * ceil_div(columns, tile.n);
     if (tiles > kMaxGridX) continue;
@@ -94,7 +110,8 @@ void append_tiles(const Problem& problem, Kernel kernel, int64_t pixels, int64_t
     config.grid[0] = tiles, config.grid[1] = problem.params.groups, config.grid[2] = classes;
     config.block[0] = tile.threads;
     config.tile_h = tile.m, config.tile_w = tile.n, config.vector = 16 / size_of(problem.params.dtype);
-    config.packs_filter = needs_packing(problem);
+    config.padded_channels = padding.channels;
+    config.packs_filter = padding.channels > 0 || needs_packing(problem);
     config.converts = problem.params.layout == Layout::kNCHW;
     candidates.push_back({cost(tile, tiles * problem.params.groups * classes, steps, problem.device), config});
   }
@@ -136,10 +153,8 @@ void append_narrow(const Problem& problem, Kernel kernel, const GemmAxes& axes, 
   configs.push_back(config);
 }
 
-/// Steps of the main loop: taps times lines of 128 bytes of the reduced channels.
-int64_t steps_of(const ConvParams& p, int64_t taps, int64_t depth) {
-  return taps * ceil_div(depth * size_of(p.dtype), 128);
-}
+/// Lines of 128 bytes.
+int64_t lines_of(const ConvParams& p, int64_t elements) { return ceil_div(elements * size_of(p.dtype), 128); }
 
 LaunchConfig thread_per_element(Kernel kernel, int64_t elements) {
   LaunchConfig config;
@@ -151,36 +166,41 @@ LaunchConfig thread_per_element(Kernel kernel, int64_t elements) {
 
 }  // namespace
 
-void plan_grouped_forward_nhwc(const Problem& problem, Configs& configs) {
+void plan_grouped_forward_nhwc(const Problem& original, Configs& configs) {
+  const Padded padding(original);
+  const Problem& problem = padding.problem;
   const ConvParams& p = problem.params;
   if (!fits_implicit_gemm(problem)) return;
-  append_tiles(problem, Kernel::kGroupedForwardNhwc, p.N * p.P * p.Q, p.outputs_per_group(),
-               steps_of(p, p.R * p.S, p.channels_per_group()), 1, configs);
+  append_tiles(padding, Kernel::kGroupedForwardNhwc, p.N * p.P * p.Q, p.outputs_per_group(),
+               lines_of(p, p.R * p.S * p.channels_per_group()), 1, configs);
 }
 
-void plan_grouped_backward_input_nhwc(const Problem& problem, Configs& configs) {
+void plan_grouped_backward_input_nhwc(const Problem& original, Configs& configs) {
+  const Padded padding(original);
+  const Problem& problem = padding.problem;
   const ConvParams& p = problem.params;
   // A class of positions modulo the stride has its own axis; the kernel has room for two.
   if (!fits_implicit_gemm(problem) || p.stride_h > kMaxAxes || p.stride_w > kMaxAxes) return;
   const int classes = static_cast<int>(p.stride_h * p.stride_w);
   const int64_t pixels = p.N * ceil_div(p.H, p.stride_h) * ceil_div(p.W, p.stride_w);
   const int64_t taps = ceil_div(p.R * p.S, classes);
-  append_tiles(problem, Kernel::kGroupedBackwardInputNhwc, pixels, p.channels_per_group(),
-               steps_of(p, taps, p.outputs_per_group()), classes, configs);
+  append_tiles(padding, Kernel::kGroupedBackwardInputNhwc, pixels, p.channels_per_group(),
+               taps * lines_of(p, p.outputs_per_group()), classes, configs);
 }
 
-void plan_grouped_backward_weight_nhwc(const Problem& problem, Configs& configs) {
+void plan_grouped_backward_weight_nhwc(const Problem& original, Configs& configs) {
+  const Padded padding(original);
+  const Problem& problem = padding.problem;
   const ConvParams& p = problem.params;
   if (!fits_implicit_gemm(problem)) return;
   const int64_t step_pixels = 128 / size_of(p.dtype);
   const int64_t steps = ceil_div(p.N * p.P * p.Q, step_pixels);
   Configs tiles;
-  // Rows are output channels, columns input channels, and a tap is a tile of its own.
-  append_tiles(problem, Kernel::kGroupedBackwardWeightNhwc, p.outputs_per_group(), p.channels_per_group(), steps, 1,
-               tiles);
+  // Rows are output channels, columns the taps' input channels.
+  append_tiles(padding, Kernel::kGroupedBackwardWeightNhwc, p.outputs_per_group(), p.R * p.S * p.channels_per_group(),
+               steps, 1, tiles);
   for (LaunchConfig& config : tiles) {
     config.packs_filter = false;
-    config.grid[0] *= p.R * p.S;
     const int64_t blocks = config.grid[0] * p.groups;
     // Two blocks for every place on the device, but at least 8 steps each: a part costs a write and a read of all sums.
     const int64_t wanted = ceil_div(4 * int64_t{problem.device.multiprocessors}, blocks);

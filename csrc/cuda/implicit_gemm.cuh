@@ -4,8 +4,8 @@
 //   filter[t][k][n])
 //
 // M = pixels of the output, N = output channels of a group, and the reduced dimension runs over the taps and the
-// channels of the group, in steps of one tap and one line (128 bytes) of channels. Nothing is unrolled in memory:
-// source[m, t] is the address of a pixel's channels, worked out when it is copied ("implicit").
+// channels of the group, in steps of a line (128 bytes), which may hold several taps of few channels. Nothing is
+// unrolled in memory: source[m, t] is the address of a pixel's channels, worked out when it is copied ("implicit").
 //
 // A block owns kBlockM x kBlockN outputs; a warp kWarpM x kWarpN of them. All threads copy the tiles of a step to
 // shared memory with cp.async, kStages steps ahead of the warps that multiply; a tap that lies outside the image
@@ -44,18 +44,23 @@ struct GemmTile {
   static constexpr int kSharedBytes = kStages * kStageBytes > kResultBytes ? kStages * kStageBytes : kResultBytes;
 };
 
-/// Copies the lines of the source for one tap: the lane's pieces of kM / kLinesAtOnce pixels.
+/// Copies a step of the source: each thread its pieces of kM / kLinesAtOnce pixels.
+///
+/// The pieces of a pixel are counted through all taps, `pieces` of them to a tap, and a step takes the next 8. With
+/// kLines `pieces` is what the channels fill, so that a step may hold the end of one tap and the next ones; with
+/// kPanels it is rounded up to whole steps, since a tile of the filter is of one tap.
 template <class T, class Tile>
 struct SourceLoader {
   static constexpr int kRows = Tile::kM / Tile::kLinesAtOnce;
-  const T* pixel[kRows];  // of the tap at (0, 0), which may lie outside the image
+  const T* pixel[kRows];  // of the first tap, which may lie outside the image
   int h[kRows], w[kRows];
   int line, piece;
+  int tap_h = 0, tap_w = 0, tap_piece;  // of the next step
 
   __device__ __forceinline__ SourceLoader(const GemmOperands& op, const TapAxis& axis_h, const TapAxis& axis_w,
-                                          int64_t first_m, int64_t pixels, int group) {
-    line = threadIdx.x / kLinePieces, piece = threadIdx.x % kLinePieces;
-    const T* base = static_cast<const T*>(op.source) + static_cast<int64_t>(group) * op.depth + piece * kVector<T>;
+                                          int64_t first_m, int64_t pixels, int group, int pieces)
+      : line(threadIdx.x / kLinePieces), piece(threadIdx.x % kLinePieces), tap_piece(piece) {
+    const T* base = static_cast<const T*>(op.source) + static_cast<int64_t>(group) * op.depth;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const int64_t m = first_m + line + i * Tile::kLinesAtOnce;
@@ -64,49 +69,63 @@ struct SourceLoader {
       w[i] = p.j * axis_w.step + axis_w.first;
       pixel[i] = base + p.n * op.source_n + h[i] * op.source_h + w[i] * op.source_w;
     }
+    carry(axis_w.taps, pieces);
   }
 
-  /// `dh`, `dw`: where the tap lies from the first one; `channel`: first channel of the step.
-  __device__ __forceinline__ void copy(const GemmOperands& op, unsigned char* tile, int dh, int dw, int size_h,
-                                       int size_w, int channel) const {
-    const bool has_channels = channel + piece * kVector<T> < op.depth;
-    const int64_t offset = dh * op.source_h + dw * op.source_w + channel;
+  /// Copies the next step.
+  __device__ __forceinline__ void copy(const GemmOperands& op, unsigned char* tile, const TapAxis& axis_h,
+                                       const TapAxis& axis_w, int pieces) {
+    const int dh = tap_h * axis_h.tap_step, dw = tap_w * axis_w.tap_step;
+    const bool exists = tap_h < axis_h.taps && tap_piece * kVector<T> < op.depth;
+    const int64_t offset = dh * op.source_h + dw * op.source_w + tap_piece * kVector<T>;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const bool inside = static_cast<unsigned>(h[i] + dh) < static_cast<unsigned>(size_h) &&
-                          static_cast<unsigned>(w[i] + dw) < static_cast<unsigned>(size_w);
-      copy_async<16>(piece_of(tile, line + i * Tile::kLinesAtOnce, piece), pixel[i] + offset, inside && has_channels);
+      const bool inside = static_cast<unsigned>(h[i] + dh) < static_cast<unsigned>(axis_h.size) &&
+                          static_cast<unsigned>(w[i] + dw) < static_cast<unsigned>(axis_w.size);
+      copy_async<16>(piece_of(tile, line + i * Tile::kLinesAtOnce, piece), pixel[i] + offset, inside && exists);
     }
+    tap_piece += kLinePieces;
+    carry(axis_w.taps, pieces);
   }
 
  private:
   static constexpr int kOutside = -(1 << 30);  // no tap brings it back into an image
+
+  __device__ __forceinline__ void carry(int taps_w, int pieces) {
+    while (tap_piece >= pieces) {
+      tap_piece -= pieces;
+      if (++tap_w == taps_w) tap_w = 0, ++tap_h;
+    }
+  }
 };
 
-/// Copies the filter of one tap and one line of channels.
-template <class T, class Tile, TileOrder kFilterOrder>
-__device__ __forceinline__ void copy_filter(const GemmOperands& op, unsigned char* tile, const T* tap, int first_n,
-                                            int channel) {
+/// Copies a step of the filter, whose lines, a line an output channel, hold the taps one after the other.
+template <class T, class Tile>
+__device__ __forceinline__ void copy_filter_lines(const GemmOperands& op, unsigned char* tile, const T* filter,
+                                                  int first_n, int step, int all_pieces) {
   const int line = threadIdx.x / kLinePieces, piece = threadIdx.x % kLinePieces;
-  if constexpr (kFilterOrder == TileOrder::kPanels) {
-    constexpr int kPanels = Tile::kN / kLine<T>;
-    constexpr int kLines = kLine<T> * kPanels;
+  const int of_line = step * kLinePieces + piece;
 #pragma unroll
-    for (int i = 0; i < (kLines + Tile::kLinesAtOnce - 1) / Tile::kLinesAtOnce; ++i) {
-      const int tile_line = line + i * Tile::kLinesAtOnce;
-      if (kLines % Tile::kLinesAtOnce != 0 && tile_line >= kLines) break;
-      const int k = channel + tile_line % kLine<T>;
-      const int n = first_n + tile_line / kLine<T> * kLine<T> + piece * kVector<T>;
-      copy_async<16>(piece_of(tile, tile_line, piece), tap + k * op.filter_row + n, k < op.depth && n < op.columns);
-    }
-  } else {
+  for (int i = 0; i < Tile::kN / Tile::kLinesAtOnce; ++i) {
+    const int n = first_n + line + i * Tile::kLinesAtOnce;
+    copy_async<16>(piece_of(tile, line + i * Tile::kLinesAtOnce, piece),
+                   filter + n * op.filter_row + of_line * kVector<T>, n < op.columns && of_line < all_pieces);
+  }
+}
+
+/// Copies panels of a line's width along n of one tap; a panel has a line a channel.
+template <class T, class Tile>
+__device__ __forceinline__ void copy_filter_panels(const GemmOperands& op, unsigned char* tile, const T* tap,
+                                                   int first_n, int channel) {
+  const int line = threadIdx.x / kLinePieces, piece = threadIdx.x % kLinePieces;
+  constexpr int kLines = kLine<T> * (Tile::kN / kLine<T>);
 #pragma unroll
-    for (int i = 0; i < Tile::kN / Tile::kLinesAtOnce; ++i) {
-      const int n = first_n + line + i * Tile::kLinesAtOnce;
-      const int k = channel + piece * kVector<T>;
-      copy_async<16>(piece_of(tile, line + i * Tile::kLinesAtOnce, piece), tap + n * op.filter_row + k,
-                     n < op.columns && k < op.depth);
-    }
+  for (int i = 0; i < (kLines + Tile::kLinesAtOnce - 1) / Tile::kLinesAtOnce; ++i) {
+    const int tile_line = line + i * Tile::kLinesAtOnce;
+    if (kLines % Tile::kLinesAtOnce != 0 && tile_line >= kLines) break;
+    const int k = channel + tile_line % kLine<T>;
+    const int n = first_n + tile_line / kLine<T> * kLine<T> + piece * kVector<T>;
+    copy_async<16>(piece_of(tile, tile_line, piece), tap + k * op.filter_row + n, k < op.depth && n < op.columns);
   }
 }
 
@@ -123,28 +142,36 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) implicit_gemm_kern
   const int group = blockIdx.y;
 
   CNNEXT_DYNAMIC_SHARED(unsigned char, shared);
-  const SourceLoader<T, Tile> loader(op, axis_h, axis_w, first_m, pixels, group);
+  constexpr bool kFlat = kFilterOrder == TileOrder::kLines;
+  const int depth_pieces = op.depth / kVector<T>;
+  const int pieces = kFlat ? depth_pieces : (depth_pieces + kLinePieces - 1) / kLinePieces * kLinePieces;
+  const int all_pieces = axis_h.taps * axis_w.taps * pieces;
+  const int steps = (all_pieces + kLinePieces - 1) / kLinePieces;
+  SourceLoader<T, Tile> loader(op, axis_h, axis_w, first_m, pixels, group, pieces);
   const T* filter = static_cast<const T*>(op.filter) + group * op.filter_group + axis_h.filter_first * op.filter_h +
                     axis_w.filter_first * op.filter_w;
 
-  // The step that is copied next: channels fastest, then columns, then rows of taps.
+  // The tap of the filter's next step, and its first channel there.
   int channel = 0, tap_h = 0, tap_w = 0;
-  const auto copy_step = [&](int stage) {
+  const auto copy_step = [&](int step, int stage) {
     unsigned char* a = shared + stage * Tile::kStageBytes;
-    loader.copy(op, a, tap_h * axis_h.tap_step, tap_w * axis_w.tap_step, axis_h.size, axis_w.size, channel);
-    const T* tap = filter + tap_h * axis_h.filter_step * op.filter_h + tap_w * axis_w.filter_step * op.filter_w;
-    copy_filter<T, Tile, kFilterOrder>(op, a + Tile::kABytes, tap, first_n, channel);
-    channel += kLine<T>;
-    if (channel >= op.depth) {
-      channel = 0;
-      if (++tap_w == axis_w.taps) tap_w = 0, ++tap_h;
+    loader.copy(op, a, axis_h, axis_w, pieces);
+    if constexpr (kFlat) {
+      copy_filter_lines<T, Tile>(op, a + Tile::kABytes, filter, first_n, step, all_pieces);
+    } else {
+      const T* tap = filter + tap_h * axis_h.filter_step * op.filter_h + tap_w * axis_w.filter_step * op.filter_w;
+      copy_filter_panels<T, Tile>(op, a + Tile::kABytes, tap, first_n, channel);
+      channel += kLine<T>;
+      if (channel >= op.depth) {
+        channel = 0;
+        if (++tap_w == axis_w.taps) tap_w = 0, ++tap_h;
+      }
     }
   };
 
-  const int steps = axis_h.taps * axis_w.taps * ((op.depth + kLine<T> - 1) / kLine<T>);
 #pragma unroll 1
   for (int stage = 0; stage < Tile::kStages - 1; ++stage) {
-    if (stage < steps) copy_step(stage);
+    if (stage < steps) copy_step(stage, stage);
     copy_async_commit();
   }
 
@@ -156,7 +183,8 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) implicit_gemm_kern
     copy_async_wait<Tile::kStages - 2>();
     // The step's tiles are there for all, and all are done with the tiles that are overwritten next.
     __syncthreads();
-    if (step + Tile::kStages - 1 < steps) copy_step((step + Tile::kStages - 1) % Tile::kStages);
+    const int next = step + Tile::kStages - 1;
+    if (next < steps) copy_step(next, next % Tile::kStages);
     copy_async_commit();
     unsigned char* a = shared + step % Tile::kStages * Tile::kStageBytes;
     warp.template multiply<TileOrder::kLines, kFilterOrder>(a, warp_m, a + Tile::kABytes, warp_n);

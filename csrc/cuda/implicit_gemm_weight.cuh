@@ -2,14 +2,14 @@
 //
 //   dw[tap][k][c] = sum over pixels m of dy[m][k] * x[m, tap][c],     dbias[k] = sum over pixels m of dy[m][k]
 //
-// M = output channels of a group, N = input channels of a group, for one tap; the reduced dimension is the pixels of
-// dy. Both factors lie in memory with a pixel's channels together, so both tiles are in panels
+// M = output channels of a group, N = taps and input channels of a group, channels fastest; the reduced dimension is
+// the pixels of dy. Both factors lie in memory with a pixel's channels together, so both tiles are in panels
 // (implicit_gemm_math.cuh), a line a pixel.
 //
-// A block owns kM x kN elements of one tap's filter for one part of the pixels, and writes its sums in float32 to a
+// A block owns kM x kN elements of the filter for one part of the pixels, and writes its sums in float32 to a
 // workspace; grouped_backward_weight_reduce adds the parts in fixed order. How many parts there are follows from the
 // problem and the device's facts, never from its load, so results are the same in every run. The blocks of the first
-// tap and the first columns also add up dy for the bias.
+// columns also add up dy for the bias.
 //
 // Assumes: channels_last, x and dy 16-byte aligned, as are their strides and the channels of a group on both sides.
 #pragma once
@@ -31,6 +31,8 @@ struct WeightGemmOperands {
   TapAxis h, w;
 };
 
+constexpr int kNoChannel = -1;
+
 /// A pixel that moves on by a fixed number of pixels at a time without a division.
 struct MovingPixel {
   int n, i, j;
@@ -43,7 +45,7 @@ struct MovingPixel {
   }
 };
 
-/// Grid: x = (row tile, column tile, tap), columns fastest; y = groups; z = parts.
+/// Grid: x = (row tile, column tile), columns fastest; y = groups; z = parts.
 template <class T, class Math, class Tile, int kMinBlocks>
 __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) implicit_gemm_weight_kernel(WeightGemmOperands op) {
   constexpr int kStepPixels = kLine<T>;
@@ -52,14 +54,10 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) implicit_gemm_weig
   constexpr int kPixels = kStepPixels / Tile::kLinesAtOnce;
   static_assert(kStepPixels % Tile::kLinesAtOnce == 0 && Tile::kM % kLine<T> == 0 && Tile::kN % kLine<T> == 0);
 
-  const int column_tiles = (op.columns + Tile::kN - 1) / Tile::kN;
-  const int row_tiles = (op.rows + Tile::kM - 1) / Tile::kM;
-  int index = blockIdx.x;
-  const int first_column = index % column_tiles * Tile::kN;
-  index /= column_tiles;
-  const int first_row = index % row_tiles * Tile::kM;
-  const int tap = index / row_tiles;
-  const int tap_h = tap / op.w.taps, tap_w = tap % op.w.taps;
+  const int taps = op.h.taps * op.w.taps;
+  const int column_tiles = (taps * op.columns + Tile::kN - 1) / Tile::kN;
+  const int first_column = static_cast<int>(blockIdx.x % column_tiles) * Tile::kN;
+  const int first_row = static_cast<int>(blockIdx.x / column_tiles) * Tile::kM;
   const int group = blockIdx.y;
 
   const int64_t pixels = static_cast<int64_t>(op.images) * op.h.outputs * op.w.outputs;
@@ -71,7 +69,16 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) implicit_gemm_weig
   const int line = threadIdx.x / kLinePieces, piece = threadIdx.x % kLinePieces;
   const int channel = piece * kVector<T>;
   const T* dy = static_cast<const T*>(op.dy) + static_cast<int64_t>(group) * op.rows + first_row + channel;
-  const T* x = static_cast<const T*>(op.x) + static_cast<int64_t>(group) * op.columns + first_column + channel;
+  const T* x = static_cast<const T*>(op.x) + static_cast<int64_t>(group) * op.columns;
+  // The tap and the channels of the thread's piece in each panel of x.
+  int tap_h[kColumnPanels], tap_w[kColumnPanels], x_channel[kColumnPanels];
+#pragma unroll
+  for (int panel = 0; panel < kColumnPanels; ++panel) {
+    const int column = first_column + panel * kLine<T> + channel, tap = column / op.columns;
+    tap_h[panel] = tap / op.w.taps * op.h.tap_step + op.h.first;
+    tap_w[panel] = tap % op.w.taps * op.w.tap_step + op.w.first;
+    x_channel[panel] = tap < taps ? column - tap * op.columns : kNoChannel;
+  }
   const Pixel by = pixel_of(Tile::kLinesAtOnce, op.h.outputs, op.w.outputs);
   const Pixel first = pixel_of(first_step * kStepPixels + line, op.h.outputs, op.w.outputs);
   MovingPixel pixel{first.n, first.i, first.j};
@@ -90,15 +97,14 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) implicit_gemm_weig
         copy_async<16>(piece_of(a, panel * kStepPixels + tile_line, piece), dy_pixel + panel * kLine<T>,
                        exists && first_row + panel * kLine<T> + channel < op.rows);
       }
-      const int h = pixel.i * op.h.step + op.h.first + tap_h * op.h.tap_step;
-      const int w = pixel.j * op.w.step + op.w.first + tap_w * op.w.tap_step;
-      const bool inside = exists && static_cast<unsigned>(h) < static_cast<unsigned>(op.h.size) &&
-                          static_cast<unsigned>(w) < static_cast<unsigned>(op.w.size);
-      const T* x_pixel = x + pixel.n * op.x_n + h * op.x_h + w * op.x_w;
 #pragma unroll
       for (int panel = 0; panel < kColumnPanels; ++panel) {
-        copy_async<16>(piece_of(b, panel * kStepPixels + tile_line, piece), x_pixel + panel * kLine<T>,
-                       inside && first_column + panel * kLine<T> + channel < op.columns);
+        const int h = pixel.i * op.h.step + tap_h[panel], w = pixel.j * op.w.step + tap_w[panel];
+        const bool inside = exists && x_channel[panel] != kNoChannel &&
+                            static_cast<unsigned>(h) < static_cast<unsigned>(op.h.size) &&
+                            static_cast<unsigned>(w) < static_cast<unsigned>(op.w.size);
+        copy_async<16>(piece_of(b, panel * kStepPixels + tile_line, piece),
+                       x + pixel.n * op.x_n + h * op.x_h + w * op.x_w + x_channel[panel], inside);
       }
       pixel.advance(by, op.h.outputs, op.w.outputs);
     }
@@ -115,7 +121,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) implicit_gemm_weig
   constexpr int kWordRows = 4 / sizeof(T);
   constexpr int kWords = Tile::kM / kWordRows, kSlices = Tile::kThreads / kWords;
   static_assert(Tile::kThreads % kWords == 0 && kStepPixels % kSlices == 0);
-  const bool sums_dy = op.bias_sums != nullptr && tap == 0 && first_column == 0;
+  const bool sums_dy = op.bias_sums != nullptr && first_column == 0;
   float dy_sums[kWordRows] = {};
   const int word_row = threadIdx.x % kWords * kWordRows, slice = threadIdx.x / kWords;
 
@@ -148,13 +154,14 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) implicit_gemm_weig
   copy_async_wait<0>();
 
   const int64_t part_and_group = static_cast<int64_t>(blockIdx.z) * op.groups + group;
-  float* sums = op.sums + (part_and_group * op.h.taps * op.w.taps + tap) * op.rows * op.columns;
+  float* sums = op.sums + part_and_group * taps * op.rows * op.columns;
   warp.visit([&](int m, int n, auto... values) {
     const int row = first_row + warp_m + m, column = first_column + warp_n + n;
-    if (row >= op.rows || column >= op.columns) return;
-    float* to = sums + static_cast<int64_t>(row) * op.columns + column;
+    const int tap = column / op.columns;
+    if (row >= op.rows || tap >= taps) return;
+    float* to = sums + (static_cast<int64_t>(tap) * op.rows + row) * op.columns + (column - tap * op.columns);
     if constexpr (sizeof...(values) == 2) {
-      store(to, make_float2(values...));  // both exist: the channels of a group are a multiple of a vector
+      store(to, make_float2(values...));  // of one tap: the channels of a group are a multiple of a vector
     } else {
       ((*to = values), ...);
     }

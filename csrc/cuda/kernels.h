@@ -60,7 +60,7 @@ void depthwise_backward_weight_nchw(const ConvParams& params, const LaunchConfig
 void depthwise_backward_weight_reduce(const ConvParams& params, int parts, const void* workspace, void* dw, void* dbias,
                                       Stream stream);
 
-/// Sizes of a tensor in NCHW, and its strides; that of w is 1.
+/// Sizes of a tensor, and its strides. to_channels_last and from_channels_last take it in NCHW, its stride of w 1.
 struct Activations {
   int64_t N, C, H, W;
   Strides4 strides;
@@ -70,8 +70,15 @@ struct Activations {
 void to_channels_last(DType dtype, const Activations& planes, const void* from, void* packed, Stream stream);
 void from_channels_last(DType dtype, const Activations& planes, const void* packed, void* to, Stream stream);
 
-/// packed[K][R][S][C / groups] = w[K][C / groups][R][S]
-void grouped_pack_filter(const ConvParams& params, const void* w, void* packed, Stream stream);
+/// packed[n][h][w][padded_channels] = x, zeros after the last channel; any strides. And the way back.
+void pad_channels(DType dtype, const Activations& x, int padded_channels, const void* from, void* packed,
+                  Stream stream);
+void unpad_channels(DType dtype, const Activations& x, int padded_channels, const void* packed, void* to,
+                    Stream stream);
+
+/// packed[K][R][S][padded_channels] = w, zeros after the last of its C / groups channels.
+void grouped_pack_filter(const ConvParams& params, bool filter_channels_last, int padded_channels, const void* w,
+                         void* packed, Stream stream);
 
 // These take any problem, and the filter in either order.
 void grouped_forward_general(const ConvParams& params, const LaunchConfig& config, bool filter_channels_last,
@@ -99,8 +106,9 @@ void grouped_backward_weight_narrow_nhwc(const ConvParams& params, const LaunchC
 void grouped_backward_weight_nhwc(const ConvParams& params, const LaunchConfig& config, const void* dy, const void* x,
                                   bool with_bias, float* workspace, Stream stream);
 
-/// The second stage: adds the parts in ascending order and rounds once. `dbias` may be null.
-void grouped_backward_weight_reduce(const ConvParams& params, int parts, bool filter_channels_last,
+/// The second stage: adds the parts in ascending order and rounds once. The sums have `channels` channels of a group,
+/// of which dw takes the first C / groups. `dbias` may be null.
+void grouped_backward_weight_reduce(const ConvParams& params, int parts, int channels, bool filter_channels_last,
                                     const float* workspace, void* dw, void* dbias, Stream stream);
 
 }  // namespace cnnext::cuda

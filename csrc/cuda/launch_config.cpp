@@ -46,6 +46,7 @@ std::string LaunchConfig::to_string() const {
   if (tf32) text += " tf32";
   if (packs_filter) text += " packs_filter";
   if (converts) text += " converts";
+  field("padded_channels", padded_channels);
   return text;
 }
 
@@ -104,11 +105,12 @@ GroupedWorkspace grouped_workspace(const ConvParams& p, const LaunchConfig& conf
     workspace.bytes += ceil_div(bytes, 16) * 16;
     return at;
   };
-  const int64_t filter = p.K * p.channels_per_group() * p.R * p.S;
-  if (config.converts) {
-    workspace.x = reserve(p.N * p.C * p.H * p.W * size_of(p.dtype));
-    workspace.y = reserve(p.N * p.K * p.P * p.Q * size_of(p.dtype));
+  const int64_t channels = config.padded_channels > 0 ? config.padded_channels : p.C;
+  const int64_t filter = p.K * (channels / p.groups) * p.R * p.S;
+  if (config.converts || config.padded_channels > 0) {
+    workspace.x = reserve(p.N * channels * p.H * p.W * size_of(p.dtype));
   }
+  if (config.converts) workspace.y = reserve(p.N * p.K * p.P * p.Q * size_of(p.dtype));
   if (config.packs_filter) workspace.filter = reserve(filter * size_of(p.dtype));
   if (config.parts > 0) workspace.sums = reserve(config.parts * (filter + p.K) * 4);
   return workspace;

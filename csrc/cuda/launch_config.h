@@ -56,6 +56,7 @@ struct LaunchConfig {
   bool tf32 = false;           // float32 products rounded to TF32 on tensor cores
   bool packs_filter = false;   // the filter is first copied to the workspace as [K][R][S][C / groups]
   bool converts = false;       // x, dy and the results are converted between NCHW and channels_last in the workspace
+  int padded_channels = 0;     // x, or dx, and the filter have this many channels in the workspace, zeros at the end
 
   std::string to_string() const;
 };

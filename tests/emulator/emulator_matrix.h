@@ -49,29 +49,49 @@ CNNEXT_EMULATOR_FUNCTION static float element_of(unsigned word, int index, __nv_
   return std::bit_cast<float>(word >> 16 * index << 16);
 }
 
-/// D += A * B for kDepth = 16 or 8 elements of 16 bits: `A` a fragment of kDepth / 4 words, `B` of kDepth / 8.
+/// D += A * B for A 16 x kDepth, B kDepth x 8. A lane brings the elements of its fragments, of A those of rows lane / 4
+/// and lane / 4 + 8, `kTogether` neighbours of each 8 (8 of TF32: 4) columns at a time.
+template <int kDepth, int kTogether>
+struct Factors {
+  static constexpr int kParts = kDepth / (4 * kTogether);  // of the depth, of 4 lanes each
+  float a[kParts][2][kTogether];                           // [part][row][element]
+  float b[kParts][kTogether];
+};
+
+template <int kDepth, int kTogether>
+CNNEXT_EMULATOR_FUNCTION void multiply(float (&d)[4], const Factors<kDepth, kTogether>& mine, const Place& place) {
+  using Fragment = Factors<kDepth, kTogether>;
+  exchange(kAllLanes, mine, place, [&](const Meeting& meeting) __attribute__((no_sanitize("thread"))) {
+    const int row = lane() / 4, column = lane() % 4 * 2;
+    for (int quarter = 0; quarter < 4; ++quarter) {
+      const auto a = meeting.read<Fragment>(row * 4 + quarter);
+      const auto b = meeting.read<Fragment>(column * 4 + quarter);
+      const auto next_b = meeting.read<Fragment>((column + 1) * 4 + quarter);
+      for (int part = 0; part < Fragment::kParts; ++part) {
+        for (int i = 0; i < kTogether; ++i) {
+          d[0] += a.a[part][0][i] * b.b[part][i];
+          d[1] += a.a[part][0][i] * next_b.b[part][i];
+          d[2] += a.a[part][1][i] * b.b[part][i];
+          d[3] += a.a[part][1][i] * next_b.b[part][i];
+        }
+      }
+    }
+    return 0;
+  });
+}
+
+/// 16-bit elements, two in a word.
 template <int kDepth, class T>
-CNNEXT_EMULATOR_FUNCTION void multiply(float (&d)[4], const unsigned* a, const unsigned* b, T element,
-                                       const Line& line) {
-  struct Factors {
-    unsigned a[kDepth / 4], b[kDepth / 8];
-  };
-  Factors mine;
-  std::memcpy(mine.a, a, sizeof(mine.a));
-  std::memcpy(mine.b, b, sizeof(mine.b));
-  exchange(kAllLanes, mine, CNNEXT_EMULATOR_PLACE(line),
-           [&](const Meeting& meeting) __attribute__((no_sanitize("thread"))) {
-             for (int i = 0; i < 4; ++i) {
-               const int row = lane() / 4 + i / 2 * 8, column = lane() % 4 * 2 + i % 2;
-               for (int k = 0; k < kDepth; ++k) {
-                 const int part = k / 8, pair = k % 8 / 2;
-                 const unsigned a_word = meeting.read<Factors>(row % 8 * 4 + pair).a[row / 8 + 2 * part];
-                 const unsigned b_word = meeting.read<Factors>(column * 4 + pair).b[part];
-                 d[i] += element_of(a_word, k % 2, element) * element_of(b_word, k % 2, element);
-               }
-             }
-             return 0;
-           });
+CNNEXT_EMULATOR_FUNCTION void multiply_words(float (&d)[4], const unsigned* a, const unsigned* b, T element,
+                                             const Place& place) {
+  Factors<kDepth, 2> mine;
+  for (int part = 0; part < kDepth / 8; ++part) {
+    for (int i = 0; i < 2; ++i) {
+      for (int row = 0; row < 2; ++row) mine.a[part][row][i] = element_of(a[2 * part + row], i, element);
+      mine.b[part][i] = element_of(b[part], i, element);
+    }
+  }
+  multiply(d, mine, place);
 }
 
 }  // namespace cnnext::emulator
@@ -92,37 +112,27 @@ template <class T>
 CNNEXT_EMULATOR_FUNCTION void multiply_16x8x16(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1,
                                                T element, const emulator::Line& line = emulator::Line::current()) {
   const unsigned b[2] = {b0, b1};
-  emulator::multiply<16>(d, a, b, element, line);
+  emulator::multiply_words<16>(d, a, b, element, CNNEXT_EMULATOR_PLACE(line));
 }
 
 template <class T>
 CNNEXT_EMULATOR_FUNCTION void multiply_16x8x8(float (&d)[4], unsigned a0, unsigned a1, unsigned b, T element,
                                               const emulator::Line& line = emulator::Line::current()) {
   const unsigned a[2] = {a0, a1};
-  emulator::multiply<8>(d, a, &b, element, line);
+  emulator::multiply_words<8>(d, a, &b, element, CNNEXT_EMULATOR_PLACE(line));
 }
 
 CNNEXT_EMULATOR_FUNCTION static void multiply_16x8x8_tf32(float (&d)[4], const unsigned (&a)[4], unsigned b0,
                                                           unsigned b1,
                                                           const emulator::Line& line = emulator::Line::current()) {
-  struct Factors {
-    unsigned a[4], b[2];
-  };
-  const Factors mine{{a[0], a[1], a[2], a[3]}, {b0, b1}};
-  emulator::exchange(emulator::kAllLanes, mine, CNNEXT_EMULATOR_PLACE(line),
-                     [&](const emulator::Meeting& meeting) __attribute__((no_sanitize("thread"))) {
-                       // The hardware reads the sign, 8 bits of exponent and 10 of mantissa.
-                       const auto value = [](unsigned bits) { return std::bit_cast<float>(bits & 0xffffe000u); };
-                       for (int i = 0; i < 4; ++i) {
-                         const int row = emulator::lane() / 4 + i / 2 * 8, column = emulator::lane() % 4 * 2 + i % 2;
-                         for (int k = 0; k < 8; ++k) {
-                           const Factors from_a = meeting.read<Factors>(row % 8 * 4 + k % 4);
-                           const Factors from_b = meeting.read<Factors>(column * 4 + k % 4);
-                           d[i] += value(from_a.a[row / 8 + 2 * (k / 4)]) * value(from_b.b[k / 4]);
-                         }
-                       }
-                       return 0;
-                     });
+  // The hardware reads the sign, 8 bits of exponent and 10 of mantissa.
+  const auto value = [](unsigned bits) { return std::bit_cast<float>(bits & 0xffffe000u); };
+  emulator::Factors<8, 1> mine;
+  for (int part = 0; part < 2; ++part) {
+    for (int row = 0; row < 2; ++row) mine.a[part][row][0] = value(a[2 * part + row]);
+    mine.b[part][0] = value(part == 0 ? b0 : b1);
+  }
+  emulator::multiply(d, mine, CNNEXT_EMULATOR_PLACE(line));
 }
 
 /// To 10 bits of mantissa, ties away from zero.

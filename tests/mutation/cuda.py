@@ -2,9 +2,9 @@
 
     python -m tests.mutation.cuda [depthwise|grouped] [--count N] [--seed N] [--jobs N] [--only WORD] [--list]
 
-The mutants (tests/mutation/mutants.py) are made in copies of the sources. One counts as killed if the tests of its file's
-operator and layout fail in the emulator's plain build, or else in its checked build. A change that does not compile is no
-mutant, and another takes its place. Exit status 0 if at least 95 % are killed.
+The mutants (tests/mutation/mutants.py) are made in copies of the sources. One counts as killed if the tests of its
+file's operator and layout fail in the emulator's plain build, or else in its checked build. A change that does not
+compile is no mutant, and another takes its place. Exit status 0 if at least 95 % are killed.
 """
 
 from __future__ import annotations
