@@ -42,8 +42,8 @@ struct PatchLimits {
   int threads;
 };
 
-constexpr PatchLimits forward_nchw_patch(int64_t filter) { return {filter == 7 ? 4 : 7, 7, 1, 128}; }
-constexpr PatchLimits backward_input_nchw_patch() { return {14, 14, 2, 128}; }
+constexpr PatchLimits forward_nchw_patch(int64_t filter) { return {filter == 7 ? 7 : 14, 7, 1, 64}; }
+constexpr PatchLimits backward_input_nchw_patch() { return {14, 14, 2, 64}; }
 
 /// The tiles that a configuration of either kernel stands for.
 TileNchw forward_nchw_tile(const ConvParams& params, const LaunchConfig& config);
