@@ -21,6 +21,12 @@ def unavailable() -> str | None:
 def refuses(call: ConvCall) -> str | None:
     if not call.input.is_cuda:
         return f"the input is on {call.input.device}"
-    if call.family != "depthwise":
-        return f"there is no CUDA kernel for {call.family} convolution"
     return operators.refuses(call)
+
+
+def allows_tf32() -> bool:
+    """Whether PyTorch's settings let a float32 convolution round its factors to TF32. Called from the kernels' binding."""
+    try:
+        return torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # convolutions and recurrent layers were set apart, through the attribute below
+        return torch.backends.cudnn.conv.fp32_precision == "tf32"

@@ -55,6 +55,10 @@ std::optional<Tensor> empty_from_pool(const Dims4& sizes, const Dims4& strides, 
       +[](void* block) { OutputPool::instance().release(block); });
 }
 
+Tensor as_filter(const Tensor& weight, FilterOrder order) {
+  return order == FilterOrder::kAny && is_channels_last_only(weight) ? weight : as_contiguous(weight);
+}
+
 }  // namespace
 
 std::string to_string(const Dims4& dims) { return list_to_string(IntList(dims.begin(), dims.end())); }
@@ -204,6 +208,10 @@ Tensor as_contiguous(const Tensor& tensor) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
+bool is_channels_last_only(const Tensor& filter) {
+  return !filter.is_contiguous() && strides_of(filter) == dense_strides(sizes_of(filter), Layout::kNHWC);
+}
+
 Strides4 kernel_strides(const Tensor& tensor, Layout layout) {
   const Dims4 strides = strides_of(tensor);
   Strides4 result{strides[0], strides[1], strides[2], strides[3]};
@@ -212,7 +220,7 @@ Strides4 kernel_strides(const Tensor& tensor, Layout layout) {
 }
 
 ForwardCall prepare_forward(Family family, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                            const Geometry& geometry, int64_t groups, int64_t activation) {
+                            const Geometry& geometry, int64_t groups, int64_t activation, FilterOrder order) {
   check_4d(input, "input");
   check_4d(weight, "weight");
   check_like(weight, "weight", input);
@@ -230,7 +238,7 @@ ForwardCall prepare_forward(Family family, const Tensor& input, const Tensor& we
                     " elements, but got bias of ", bias->dim(), " dimensions and ", bias->numel(), " elements");
     bias_data = as_contiguous(*bias);
   }
-  ForwardCall call{params, with_unit_stride(input, params.layout), as_contiguous(weight), bias_data,
+  ForwardCall call{params, with_unit_stride(input, params.layout), as_filter(weight, order), bias_data,
                    empty_dense({params.N, params.K, params.P, params.Q}, params.layout, input)};
   call.params.x_strides = kernel_strides(call.x, params.layout);
   call.params.y_strides = kernel_strides(call.output, params.layout);
@@ -239,7 +247,7 @@ ForwardCall prepare_forward(Family family, const Tensor& input, const Tensor& we
 
 BackwardInputCall prepare_backward_input(Family family, const Tensor& grad_output, const Tensor& weight,
                                          const IntList& input_size, const Geometry& geometry, int64_t groups,
-                                         bool channels_last) {
+                                         bool channels_last, FilterOrder order) {
   check_4d(weight, "weight");
   check_like(weight, "weight", grad_output);
   const Dims4 input_dims = make_dims(input_size, "input_size");
@@ -247,7 +255,7 @@ BackwardInputCall prepare_backward_input(Family family, const Tensor& grad_outpu
   check_grad_output(grad_output, params);
   params.dtype = dtype_of(grad_output);
   params.layout = channels_last ? Layout::kNHWC : Layout::kNCHW;
-  BackwardInputCall call{params, with_unit_stride(grad_output, params.layout), as_contiguous(weight),
+  BackwardInputCall call{params, with_unit_stride(grad_output, params.layout), as_filter(weight, order),
                          empty_dense(input_dims, params.layout, grad_output)};
   call.params.x_strides = kernel_strides(call.grad_input, params.layout);
   call.params.y_strides = kernel_strides(call.dy, params.layout);
@@ -256,7 +264,7 @@ BackwardInputCall prepare_backward_input(Family family, const Tensor& grad_outpu
 
 BackwardWeightCall prepare_backward_weight(Family family, const Tensor& grad_output, const Tensor& input,
                                            const IntList& weight_size, const Geometry& geometry, int64_t groups,
-                                           bool with_bias, bool channels_last) {
+                                           bool with_bias, bool channels_last, FilterOrder order) {
   check_4d(input, "input");
   check_like(input, "input", grad_output);
   const Dims4 weight_dims = make_dims(weight_size, "weight_size");
@@ -265,7 +273,8 @@ BackwardWeightCall prepare_backward_weight(Family family, const Tensor& grad_out
   params.dtype = dtype_of(input);
   params.layout = suggested_layout(sizes_of(input), strides_of(input));
   // With one channel a group, or one tap, a contiguous filter is channels_last as well.
-  const bool reorder = channels_last && weight_dims[1] > 1 && params.R * params.S > 1;
+  const bool reorder =
+      channels_last && order == FilterOrder::kContiguous && weight_dims[1] > 1 && params.R * params.S > 1;
   const Layout written_layout = channels_last && !reorder ? Layout::kNHWC : Layout::kNCHW;
   BackwardWeightCall call{params,
                           with_unit_stride(grad_output, params.layout),

@@ -80,6 +80,12 @@ Tensor with_unit_stride(const Tensor& tensor, Layout layout);
 /// `tensor` itself if it is contiguous, else a contiguous copy.
 Tensor as_contiguous(const Tensor& tensor);
 
+/// How a kernel takes its filter: [K][C / groups][R][S] only, or [K][R][S][C / groups] too, if it lies like that.
+enum class FilterOrder { kContiguous, kAny };
+
+/// Whether `filter` lies as [K][R][S][C / groups], and not also as [K][C / groups][R][S].
+bool is_channels_last_only(const Tensor& filter);
+
 /// Strides for the kernels. A dimension of size 1 gets stride 1 where the layout asks for it.
 Strides4 kernel_strides(const Tensor& tensor, Layout layout);
 
@@ -94,7 +100,8 @@ struct ForwardCall {
 /// Checks the arguments of a forward operator and allocates its output. With an empty batch there is nothing to
 /// compute.
 ForwardCall prepare_forward(Family family, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                            const Geometry& geometry, int64_t groups, int64_t activation);
+                            const Geometry& geometry, int64_t groups, int64_t activation,
+                            FilterOrder order = FilterOrder::kContiguous);
 
 /// Everything that a backward_input kernel is called with. The gradient has x_strides, dy has y_strides.
 struct BackwardInputCall {
@@ -107,9 +114,10 @@ struct BackwardInputCall {
 /// names.
 BackwardInputCall prepare_backward_input(Family family, const Tensor& grad_output, const Tensor& weight,
                                          const IntList& input_size, const Geometry& geometry, int64_t groups,
-                                         bool channels_last);
+                                         bool channels_last, FilterOrder order = FilterOrder::kContiguous);
 
-/// Everything that a backward_weight kernel is called with. It writes a contiguous filter.
+/// Everything that a backward_weight kernel is called with. It writes a contiguous filter, or one that lies as
+/// grad_weight does if it takes any order.
 struct BackwardWeightCall {
   ConvParams params;
   Tensor dy, x;
@@ -120,7 +128,8 @@ struct BackwardWeightCall {
 /// Checks the arguments of a backward_weight operator and allocates its results; zeros if there is nothing to add up.
 BackwardWeightCall prepare_backward_weight(Family family, const Tensor& grad_output, const Tensor& input,
                                            const IntList& weight_size, const Geometry& geometry, int64_t groups,
-                                           bool with_bias, bool channels_last);
+                                           bool with_bias, bool channels_last,
+                                           FilterOrder order = FilterOrder::kContiguous);
 
 /// The results of a backward_weight operator, once the kernel has been called.
 std::tuple<Tensor, Tensor> finish_backward_weight(const BackwardWeightCall& call);
