@@ -1,0 +1,162 @@
+"""Command line of the static report; ``python -m bench.static_report --help`` explains it."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.report import write_json
+from bench.static_report import budget, report
+from bench.static_report.compile import ARCHITECTURES, ToolMissingError, compile_all, jobs, kernel_sources
+from bench.static_report.execute import Program
+from bench.static_report.kernels import KernelReport, read_kernels, select
+from bench.static_report.launches import LAYOUTS, OPS, Call, plan
+from bench.static_report.layers import DTYPES, depthwise_calls
+from bench.static_report.model import SAMPLES, Prediction, predict
+from bench.static_report.rates import ARCHITECTURES as RATES
+from bench.static_report.rates import Architecture
+
+
+class _Predictor:
+    """Predicts calls for one architecture; a process forked from this one inherits what it knows."""
+
+    def __init__(self, kernels: Sequence[KernelReport], architecture: Architecture, samples: int) -> None:
+        self.kernels = {kernel.mangled: kernel for kernel in kernels}
+        self.programs: dict[str, Program] = {}
+        self.architecture = architecture
+        self.samples = samples
+
+    def __call__(self, call: Call) -> Prediction:
+        chosen = plan(call, self.architecture)
+        if chosen is None:
+            raise RuntimeError(f"no config for {call}")
+        for launch in chosen.launches:
+            if launch.kernel not in self.programs:
+                kernel = self.kernels[launch.kernel]
+                self.programs[launch.kernel] = Program(kernel.function, kernel.constants, self.architecture)
+        return predict(call, chosen, self.kernels, self.programs, self.architecture, self.samples)
+
+
+_predictor: _Predictor | None = None
+
+
+def _predict_one(call: Call) -> Prediction:
+    assert _predictor is not None
+    return _predictor(call)
+
+
+def predict_all(
+    calls: Sequence[Call], kernels: Sequence[KernelReport], architecture: Architecture, samples: int
+) -> list[Prediction]:
+    """Predict calls, several at a time."""
+    global _predictor
+    _predictor = _Predictor(kernels, architecture, samples)
+    if not calls:
+        return []
+    first = _predictor(calls[0])  # builds the recorder once, before there are several processes
+    if jobs() == 1:
+        return [first, *map(_predictor, calls[1:])]
+    # Calls of one op, layout and dtype share their kernels; neighbours go to one process.
+    with multiprocessing.get_context("fork").Pool(jobs()) as pool:
+        return [first, *pool.imap(_predict_one, calls[1:], chunksize=5)]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.static_report",
+        description="Reports, without a GPU, on the machine code of the CUDA kernels: registers, spills, instructions, "
+        "and the predicted times of a network's depthwise layers against their floor.",
+    )
+    parser.add_argument(
+        "--arch",
+        action="append",
+        type=int,
+        choices=ARCHITECTURES,
+        help="compute capability times 10; may be repeated (default: 90)",
+    )
+    parser.add_argument("--kernel", metavar="REGEX", help="only kernels in whose name this is found")
+    parser.add_argument("--source", metavar="REGEX", default="", help="only .cu files in whose name this is found")
+    parser.add_argument("--network", default="mobilenet_v1", help="whose layers are predicted (default: mobilenet_v1)")
+    parser.add_argument("--batch", type=int, default=128, help="images a call (default: 128)")
+    parser.add_argument("--op", action="append", choices=OPS, help="may be repeated (default: all)")
+    parser.add_argument("--layout", action="append", choices=LAYOUTS, help="may be repeated (default: all)")
+    parser.add_argument("--dtype", action="append", choices=DTYPES, help="may be repeated (default: all)")
+    parser.add_argument("--samples", type=int, default=SAMPLES, help=f"blocks followed a launch (default: {SAMPLES})")
+    parser.add_argument("--no-layers", action="store_true", help="report on the kernels alone")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--markdown", type=Path, help="document to write, for one architecture")
+    parser.add_argument("--check", action="store_true", help=f"fail if something is worse than in {budget.PATH.name}")
+    parser.add_argument("--update-budget", action="store_true", help="write the figures there; needs --reason")
+    parser.add_argument("--reason", default="", help="why the budget changes")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the report.
+
+    Returns:
+        0, or 1 if ``--check`` finds something. Bad options and missing tools exit with status 2.
+    """
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    if options.update_budget and not options.reason.strip():
+        parser.error("--update-budget needs --reason")
+    architectures = options.arch or [90]
+    if options.markdown and len(architectures) > 1:
+        parser.error("--markdown takes one --arch")
+    calls = []
+    if not options.no_layers:
+        calls = depthwise_calls(
+            options.network,
+            options.batch,
+            options.op or OPS,
+            options.layout or LAYOUTS,
+            options.dtype or DTYPES,
+        )
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=230)  # a file or pipe has no width of its own
+    try:
+        compiled = compile_all([s for s in kernel_sources() if re.search(options.source, s.stem)], architectures)
+    except ToolMissingError as error:
+        parser.error(str(error))
+
+    old = budget.load()
+    sections, documents, failures = {}, [], []
+    for architecture in architectures:
+        kernels = [k for c in compiled if c.architecture == architecture for k in read_kernels(c)]
+        predictions = predict_all(calls, kernels, RATES[architecture], options.samples)
+        shown = select(kernels, options.kernel)
+        report.print_report(console, RATES[architecture], shown, predictions)
+        documents.append(report.document(RATES[architecture], shown, predictions))
+        sections[architecture] = budget.section(shown, predictions)
+        if options.check:
+            failures += budget.check(old, architecture, shown, predictions)
+        if options.markdown:
+            command = shlex.join(["python", "-m", "bench.static_report", *(argv if argv is not None else sys.argv[1:])])
+            title = f"Static report, sm_{architecture}"
+            options.markdown.write_text(
+                report.markdown(title, command, RATES[architecture], shown, predictions), encoding="utf-8"
+            )
+    if options.out:
+        write_json(options.out, {"reports": documents})
+    if options.update_budget:
+        filters = (options.kernel, options.source, options.op, options.layout, options.dtype, options.no_layers)
+        budget.update(old, sections, options.reason, complete=not any(filters))
+    for failure in failures:
+        console.print(f"[red]worse than the budget:[/] {failure}", highlight=False, soft_wrap=True)
+    if failures:
+        console.print("Make it better, or say why not: --update-budget --reason '...'", highlight=False)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""The figures that are checked in, against which a change is held: bench/static_budget.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.report import write_json
+from bench.static_report.kernels import VECTOR_LOADS, VECTOR_STORES, KernelReport
+from bench.static_report.model import Prediction
+
+PATH = Path(__file__).resolve().parent.parent / "static_budget.json"
+
+#: A predicted time may rise by this much without a change of the budget.
+TOLERANCE = 0.05
+
+Budget = dict[str, Any]
+
+
+def kernel_entry(kernel: KernelReport) -> dict[str, int]:
+    """Return what the budget says of a kernel."""
+    return {
+        "registers": kernel.resources.registers,
+        "spill_bytes": kernel.resources.spill_bytes,
+        "stack_bytes": kernel.resources.stack_bytes,
+        "loads16": kernel.loads16,
+        "stores16": kernel.stores16,
+    }
+
+
+def layer_key(prediction: Prediction) -> str:
+    """Return the name of a layer's entry."""
+    call = prediction.call
+    return f"{call.op} {call.layout} {call.dtype} {call.name} batch {call.N}"
+
+
+def section(kernels: Sequence[KernelReport], predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Return the part of the budget for one architecture."""
+    return {
+        "kernels": {k.name: kernel_entry(k) for k in sorted(kernels, key=lambda k: k.name)},
+        "layers_us": {layer_key(p): round(p.seconds * 1e6, 2) for p in predictions},
+    }
+
+
+def load(path: Path = PATH) -> Budget:
+    """Read the budget; an empty one if there is no file."""
+    if not path.exists():
+        return {"changes": []}
+    budget: Budget = json.loads(path.read_text(encoding="utf-8"))
+    return budget
+
+
+def update(
+    budget: Budget, sections: Mapping[int, dict[str, Any]], reason: str, complete: bool, path: Path = PATH
+) -> None:
+    """Write new figures, and why they changed.
+
+    Args:
+        budget: the old one, which is changed.
+        sections: the new figures by architecture.
+        reason: kept in the file.
+        complete: whether the sections have everything; else entries that they lack are kept.
+        path: of the file.
+
+    Raises:
+        ValueError: there is no reason.
+    """
+    if not reason.strip():
+        raise ValueError("a change of the budget needs a reason")
+    for architecture, new in sections.items():
+        old = {} if complete else budget.get(f"sm_{architecture}", {})
+        budget[f"sm_{architecture}"] = {part: {**old.get(part, {}), **new[part]} for part in ("kernels", "layers_us")}
+    names = ", ".join(f"sm_{architecture}" for architecture in sections)
+    budget.setdefault("changes", []).append({"architectures": names, "reason": reason.strip()})
+    write_json(path, budget)
+
+
+def check(
+    budget: Budget, architecture: int, kernels: Sequence[KernelReport], predictions: Sequence[Prediction]
+) -> list[str]:
+    """Return what is worse than the budget allows, a sentence each."""
+    old = budget.get(f"sm_{architecture}", {"kernels": {}, "layers_us": {}})
+    failures = []
+    for kernel in kernels:
+        where = f"sm_{architecture} {kernel.name}"
+        allowed = old["kernels"].get(kernel.name)
+        entry = kernel_entry(kernel)
+        for what in ("spill_bytes", "stack_bytes"):
+            limit = allowed[what] if allowed else 0
+            if entry[what] > limit:
+                failures.append(f"{where}: {what} {entry[what]}, allowed {limit}")
+        failures += _vector_failures(where, kernel, allowed)
+        if allowed is None:
+            failures.append(f"{where}: not in the budget")
+    for prediction in predictions:
+        key = layer_key(prediction)
+        limit_us = old["layers_us"].get(key)
+        time_us = prediction.seconds * 1e6
+        if limit_us is None:
+            failures.append(f"sm_{architecture} {key}: not in the budget")
+        elif time_us > limit_us * (1 + TOLERANCE):
+            rise = time_us / limit_us - 1
+            failures.append(
+                f"sm_{architecture} {key}: predicted {time_us:.2f} us, {rise:.1%} more than the budget's {limit_us:.2f} us"
+            )
+    return failures
+
+
+def _vector_failures(where: str, kernel: KernelReport, allowed: Mapping[str, int] | None) -> list[str]:
+    failures = []
+    rules = (("loads16", "loads", VECTOR_LOADS), ("stores16", "stores", VECTOR_STORES))
+    for key, what, declared in rules:
+        count = getattr(kernel, key)
+        # A new instantiation of a vector kernel is to have some; an old one keeps what the budget says it has.
+        expected = allowed[key] > 0 if allowed else kernel.source in declared
+        if expected and count == 0:
+            failures.append(f"{where}: no 16-byte {what} are left")
+    return failures

@@ -1,0 +1,88 @@
+"""What is known of each kernel instantiation from its compilation alone."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bench.static_report import sass
+from bench.static_report.compile import Compiled, Resources, parse_ptxas
+from bench.static_report.cubin import Constants, read_constants
+
+#: The kernels, by the names of their files, whose loops over the tensors are to use 16-byte loads from global memory
+#: (or copies to shared memory), and those that are to use 16-byte stores. The kernels of last resort are in neither.
+VECTOR_LOADS = (
+    "depthwise_forward_nhwc",
+    "depthwise_forward_nchw",
+    "depthwise_backward_input_nhwc",
+    "depthwise_backward_input_nchw",
+    "depthwise_backward_weight_nhwc",
+    "depthwise_backward_weight_nchw",
+)
+VECTOR_STORES = ("depthwise_forward_nhwc", "depthwise_backward_input_nhwc")
+
+
+@dataclass(frozen=True)
+class KernelReport:
+    """One instantiation for one architecture."""
+
+    architecture: int
+    #: The .cu file's name without its suffix.
+    source: str
+    #: As g++ mangles it.
+    mangled: str
+    #: Readable, such as ``depthwise_forward_nhwc<fp16, 3, 1>``.
+    name: str
+    resources: Resources
+    #: Instructions by class, of all of it and of its largest innermost loop.
+    mix: Counter[str]
+    loop_mix: Counter[str]
+    function: sass.Function = field(repr=False, compare=False)
+    constants: Constants = field(repr=False, compare=False)
+
+    @property
+    def loads16(self) -> int:
+        """16-byte loads from global memory, or copies from there to shared memory, in the machine code."""
+        return self.mix["global_load 16"] + self.mix["async_copy 16"]
+
+    @property
+    def stores16(self) -> int:
+        """16-byte stores to global memory in the machine code."""
+        return self.mix["global_store 16"]
+
+
+def largest_inner_loop(function: sass.Function) -> Sequence[sass.Instruction]:
+    """Return the instructions of the innermost loop with the most of them; of the whole function if it has no loop."""
+    bodies = [list(sass.inside(function, loop)) for loop in sass.loops(function) if loop.innermost]
+    return max(bodies, key=len, default=function.instructions)
+
+
+def read_kernels(compiled: Compiled) -> list[KernelReport]:
+    """Return a report on each kernel of a .cu file."""
+    resources = parse_ptxas(compiled.ptxas)
+    functions = sass.parse(compiled.sass)
+    constants = read_constants(Path(compiled.cubin))
+    names = sass.demangle(list(functions))
+    return [
+        KernelReport(
+            architecture=compiled.architecture,
+            source=compiled.source.stem,
+            mangled=sass.normalise(mangled),
+            name=names[mangled],
+            resources=resources[mangled],
+            mix=sass.opcode_mix(function.instructions),
+            loop_mix=sass.opcode_mix(largest_inner_loop(function)),
+            function=function,
+            constants=constants[mangled],
+        )
+        for mangled, function in functions.items()
+        if mangled in resources
+    ]
+
+
+def select(kernels: Sequence[KernelReport], pattern: str | None) -> list[KernelReport]:
+    """Return the kernels in whose name the regular expression is found."""
+    return [k for k in kernels if pattern is None or re.search(pattern, k.name)]

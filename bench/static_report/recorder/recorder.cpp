@@ -1,0 +1,79 @@
+// Plans a call and writes down what it launches; a C interface for bench/static_report/launches.py.
+#include <dlfcn.h>
+
+#include <string>
+
+#include "../../../csrc/cuda/kernels.h"
+#include "../../../csrc/cuda/launch_config.h"
+#include "emulator.h"
+
+namespace {
+
+using namespace cnnext;
+using namespace cnnext::cuda;
+
+/// Addresses of operands: far apart, aligned, and never accessed.
+void* operand(int index) { return reinterpret_cast<void*>((uintptr_t{1} << 40) + (uintptr_t(index) << 36)); }
+
+Problem read_problem(const int64_t* v) {
+  Problem problem;
+  ConvParams& p = problem.params;
+  p.N = v[0], p.C = v[1], p.H = v[2], p.W = v[3], p.K = v[4], p.R = v[5], p.S = v[6], p.P = v[7], p.Q = v[8];
+  p.groups = v[9];
+  p.stride_h = v[10], p.stride_w = v[11], p.pad_h = v[12], p.pad_w = v[13], p.dilation_h = v[14], p.dilation_w = v[15];
+  p.x_strides = {v[16], v[17], v[18], v[19]};
+  p.y_strides = {v[20], v[21], v[22], v[23]};
+  p.layout = static_cast<Layout>(v[24]);
+  p.dtype = static_cast<DType>(v[25]);
+  p.activation = Activation::kNone;
+  problem.device.multiprocessors = static_cast<int>(v[26]);
+  problem.device.threads_per_multiprocessor = static_cast<int>(v[27]);
+  problem.device.shared_bytes_per_multiprocessor = static_cast<int>(v[28]);
+  problem.device.shared_bytes_per_block = static_cast<int>(v[29]);
+  return problem;
+}
+
+std::string describe(const static_report::Launch& launch) {
+  Dl_info info;
+  if (dladdr(launch.kernel, &info) == 0) return "";
+  const auto offset = reinterpret_cast<uintptr_t>(launch.kernel) - reinterpret_cast<uintptr_t>(info.dli_fbase);
+  std::string text = "launch " + std::to_string(offset);
+  for (const dim3& size : {launch.grid, launch.block}) {
+    text += " " + std::to_string(size.x) + " " + std::to_string(size.y) + " " + std::to_string(size.z);
+  }
+  text += " " + std::to_string(launch.shared_bytes) + " ";
+  for (const unsigned char byte : launch.parameters) {
+    for (const int digit : {byte >> 4, byte & 15}) text += "0123456789abcdef"[digit];
+  }
+  return text + "\n";
+}
+
+}  // namespace
+
+/// `op`: 0 forward, 1 backward_input, 2 backward_weight of a depthwise convolution. `values`: see read_problem.
+/// `choice`: which of the planner's configurations. Returns the configuration and a line for each launch; an empty text
+/// if there are not so many configurations. Valid until the next call.
+extern "C" __attribute__((visibility("default"))) const char* cnnext_record(int op, const int64_t* values,
+                                                                             int choice) {
+  static std::string text;
+  text.clear();
+  static_report::launches.clear();
+  const Problem problem = read_problem(values);
+  const ConvParams& params = problem.params;
+  const Configs configs = op == 0   ? depthwise_forward_configs(problem)
+                          : op == 1 ? depthwise_backward_input_configs(problem)
+                                    : depthwise_backward_weight_configs(problem);
+  if (choice >= static_cast<int>(configs.size())) return text.c_str();
+  const LaunchConfig& config = configs[choice];
+  void *x = operand(0), *w = operand(1), *y = operand(2), *workspace = operand(3);
+  if (op == 0) {
+    depthwise_forward(params, config, x, w, nullptr, y, nullptr);
+  } else if (op == 1) {
+    depthwise_backward_input(params, config, y, w, x, nullptr);
+  } else {
+    depthwise_backward_weight(params, config, y, x, w, nullptr, workspace, nullptr);
+  }
+  text = "config " + config.to_string() + "\n";
+  for (const static_report::Launch& launch : static_report::launches) text += describe(launch);
+  return text.c_str();
+}

@@ -1,0 +1,314 @@
+"""What the Triton kernels compile to: registers, spills and shared memory of every kernel and setting, without a GPU.
+
+    python -m bench.static_report.triton [--arch 80 90 100 120] [--only WORD] [--quick] [--json FILE]
+
+A specimen is a call that a user may make. It is run on tensors without memory, and the launches that it would make are
+compiled ahead of time, each with every setting that the launch may choose (cnnext/triton_kernels/launching.py). ptxas
+and cuobjdump come with Triton. Exit status 1 if a setting that is chosen first spills.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from cnnext.ops import ACTIVATIONS, Geometry
+from cnnext.triton_kernels import launching
+from cnnext.triton_kernels.launching import Settings
+
+__all__ = ["ARCHITECTURES", "Compiled", "Launch", "Specimen", "compile_launch", "launches_of", "specimens"]
+
+#: Compute capabilities, times ten: Ampere, Hopper, and both kinds of Blackwell.
+ARCHITECTURES = (80, 90, 100, 120)
+
+_DTYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """One call of an operator: a name for the report, and what makes the launches."""
+
+    name: str
+    call: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel with the arguments of one launch, and one of its candidate settings."""
+
+    specimen: str
+    kernel: Any
+    arguments: dict[str, Any]
+    chosen: Settings
+    rank: int
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What ptxas made of a launch; `rank` 0 is the setting that is chosen unless timings say otherwise."""
+
+    specimen: str
+    kernel: str
+    settings: str
+    rank: int
+    arch: int
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+    threads: int
+
+
+# ------------------------------------------------------------------------------------------------------------ specimens
+
+
+def _tensor(shape: Sequence[int], dtype: torch.dtype, channels_last: bool) -> torch.Tensor:
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
+
+
+def _family_specimens(
+    family: str,
+    name: str,
+    size: tuple[int, int, int, int],
+    outputs: int,
+    kernel: int,
+    stride: int,
+    groups: int,
+    dtype: torch.dtype,
+    channels_last: bool,
+    activation: int,
+) -> Iterator[Specimen]:
+    import importlib
+
+    module = importlib.import_module(f"cnnext.triton_kernels.{family}")
+    padding = kernel // 2
+    n, c, h, w = size
+    p, q = ((length + 2 * padding - kernel) // stride + 1 for length in (h, w))
+    geometry = Geometry((stride, stride), (padding, padding), (1, 1), groups)
+    x = _tensor(size, dtype, channels_last)
+    filters = _tensor((outputs, c // groups, kernel, kernel), dtype, channels_last)
+    bias = torch.empty(outputs, dtype=dtype, device="meta")
+    grad = _tensor((n, outputs, p, q), dtype, channels_last)
+    label = f"{name} {_DTYPE_NAMES[dtype]} {'nhwc' if channels_last else 'nchw'}"
+    yield Specimen(f"{label} forward", lambda: module.forward(x, filters, bias, geometry, activation))
+    yield Specimen(
+        f"{label} backward_input", lambda: module.backward_input(grad, filters, size, geometry, channels_last)
+    )
+    yield Specimen(
+        f"{label} backward_weight",
+        lambda: module.backward_weight(grad, x, filters.shape, geometry, True, channels_last),
+    )
+
+
+def _separable_specimen(
+    name: str, size: tuple[int, int, int, int], outputs: int, stride: int, dtype: torch.dtype, channels_last: bool
+) -> Specimen:
+    from cnnext.triton_kernels import separable
+
+    channels = size[1]
+    x = _tensor(size, dtype, channels_last)
+    first, second = _tensor((channels, 1, 3, 3), dtype, False), _tensor((outputs, channels, 1, 1), dtype, False)
+    biases = [torch.empty(count, dtype=dtype, device="meta") for count in (channels, outputs)]
+    geometry = Geometry((stride, stride), (1, 1), (1, 1), channels)
+    relu6 = ACTIVATIONS.index("relu6")
+    return Specimen(
+        f"{name} {_DTYPE_NAMES[dtype]} {'nhwc' if channels_last else 'nchw'}",
+        lambda: separable.forward(x, first, biases[0], second, biases[1], geometry, relu6, relu6),
+    )
+
+
+# (family, name, input, outputs, filter, stride, groups): layers of MobileNet, EfficientNet, ConvNeXt, ResNet, ResNeXt
+# and ShuffleNet, and one that no power of 2 divides.
+_LAYERS: tuple[tuple[str, str, tuple[int, int, int, int], int, int, int, int], ...] = (
+    ("depthwise", "depthwise 3x3", (32, 128, 56, 56), 128, 3, 1, 128),
+    ("depthwise", "depthwise 3x3 s2", (32, 256, 28, 28), 256, 3, 2, 256),
+    ("depthwise", "depthwise 5x5", (32, 96, 28, 28), 96, 5, 1, 96),
+    ("depthwise", "depthwise 7x7", (32, 96, 56, 56), 96, 7, 1, 96),
+    ("depthwise", "depthwise 3x3 odd", (3, 37, 13, 11), 74, 3, 2, 37),
+    ("grouped", "dense stem 7x7 s2", (32, 3, 224, 224), 64, 7, 2, 1),
+    ("grouped", "dense 3x3", (32, 128, 28, 28), 128, 3, 1, 1),
+    ("grouped", "dense 3x3 s2", (32, 128, 28, 28), 256, 3, 2, 1),
+    ("grouped", "groups of 4", (32, 128, 56, 56), 128, 3, 1, 32),
+    ("grouped", "groups of 32", (32, 1024, 14, 14), 1024, 3, 1, 32),
+    ("grouped", "groups odd", (3, 21, 13, 11), 51, 3, 2, 3),
+    ("pointwise", "1x1", (32, 128, 56, 56), 128, 1, 1, 1),
+    ("pointwise", "1x1 few pixels", (1, 1024, 7, 7), 1024, 1, 1, 1),
+    ("pointwise", "1x1 s2", (32, 64, 56, 56), 128, 1, 2, 1),
+)
+_QUICK = (
+    "depthwise 3x3 fp16 nhwc",
+    "dense 3x3 fp32 nhwc",
+    "groups of 4 fp16 nchw",
+    "1x1 bf16 nhwc",
+    "separable 128 fp16 nhwc",
+)
+
+
+def specimens(quick: bool = False) -> list[Specimen]:
+    """Calls that between them reach every kernel, dtype, layout and candidate setting; a few of them if `quick`."""
+    found: list[Specimen] = []
+    for dtype in _DTYPE_NAMES:
+        for channels_last in (True, False):
+            for family, name, size, outputs, kernel, stride, groups in _LAYERS:
+                found += _family_specimens(
+                    family, name, size, outputs, kernel, stride, groups, dtype, channels_last, ACTIVATIONS.index("silu")
+                )
+            for outputs in (64, 128, 512):
+                found.append(
+                    _separable_specimen(f"separable {outputs}", (32, 128, 28, 28), outputs, 1, dtype, channels_last)
+                )
+    # The activations differ in nothing else, so one kernel has them all.
+    for activation in range(len(ACTIVATIONS)):
+        name = f"depthwise 3x3 {ACTIVATIONS[activation]}"
+        found += list(
+            _family_specimens("depthwise", name, (8, 64, 14, 14), 64, 3, 1, 64, torch.float16, True, activation)
+        )[:1]
+    return [one for one in found if one.name.startswith(_QUICK)] if quick else found
+
+
+# -------------------------------------------------------------------------------------------------------------- compile
+
+
+def launches_of(specimen: Specimen, every_setting: bool = True) -> list[Launch]:
+    """The launches that a call would make, with every setting that each could have."""
+    found: list[Launch] = []
+
+    def record(kernel: Any, candidates: Sequence[Settings], programs: Any, arguments: dict[str, Any]) -> None:
+        for rank, chosen in enumerate(candidates if every_setting else candidates[:1]):
+            assert programs(chosen) > 0
+            found.append(Launch(specimen.name, kernel, arguments, chosen, rank))
+
+    with mock.patch.object(launching, "run", record):
+        specimen.call()
+    return found
+
+
+def _signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int, ...], list[Any]]]:
+    """Types, constants and divisibilities as a launch on a GPU would find them."""
+    types, constants, attributes = {}, {}, {}
+    values = {**launch.arguments, **launch.chosen.blocks}
+    for index, parameter in enumerate(launch.kernel.params):
+        name, value = parameter.name, values[parameter.name]
+        if parameter.is_constexpr:
+            types[name], constants[name] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            types[name] = f"*{_DTYPE_NAMES[value.dtype]}"
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        elif value == 1:
+            types[name], constants[name] = "constexpr", 1
+        else:
+            types[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    return types, constants, attributes
+
+
+def _resources(cubin: bytes) -> tuple[int, int]:
+    """Registers a thread, and bytes of its stack, where spilled registers go."""
+    from triton import knobs
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        command = [knobs.nvidia.cuobjdump.path, "-res-usage", str(path)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack = re.search(r"REG:(\d+)", text), re.search(r"STACK:(\d+)", text)
+    if registers is None or stack is None:
+        raise RuntimeError(f"cuobjdump said nothing about registers: {text}")
+    return int(registers[1]), int(stack[1])
+
+
+def compile_launch(launch: Launch, arch: int) -> Compiled:
+    """Compiles one launch for one architecture.
+
+    Raises:
+        Exception: whatever Triton raises if it does not compile.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    types, constants, attributes = _signature(launch)
+    source = ASTSource(fn=launch.kernel, signature=types, constexprs=constants, attrs=attributes)
+    options = {"num_warps": launch.chosen.warps, "num_stages": launch.chosen.stages}
+    kernel = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+    registers, spilled = _resources(kernel.asm["cubin"])
+    return Compiled(
+        launch.specimen,
+        launch.kernel.fn.__name__,
+        str(launch.chosen),
+        launch.rank,
+        arch,
+        registers,
+        spilled,
+        kernel.metadata.shared,
+        launch.chosen.warps * 32,
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- report
+
+
+def report(rows: Sequence[Compiled]) -> str:
+    """A line for each kernel and setting: the most of each resource over the architectures and specimens."""
+    groups: dict[tuple[str, str], list[Compiled]] = {}
+    for row in rows:
+        groups.setdefault((row.kernel, row.settings), []).append(row)
+    lines = [f"{'kernel and settings':<96} {'first':>5} {'registers':>9} {'spilled':>7} {'shared':>6}"]
+    for (kernel, chosen), group in sorted(groups.items()):
+        most = [max(getattr(row, field) for row in group) for field in ("registers", "spilled_bytes", "shared_bytes")]
+        first = "yes" if any(row.rank == 0 for row in group) else "no"
+        lines.append(f"{kernel + '  ' + chosen:<96} {first:>5} {most[0]:>9} {most[1]:>7} {most[2]:>6}")
+    return "\n".join(lines)
+
+
+@contextmanager
+def _own_cache() -> Iterator[None]:
+    """Triton's cache in a folder of its own, so that nothing is taken from an earlier run."""
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ, TRITON_CACHE_DIR=folder):
+        yield
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.static_report.triton", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, help="compute capabilities, times ten")
+    parser.add_argument("--only", default="", help="only specimens with this word in their name")
+    parser.add_argument("--quick", action="store_true", help="a few specimens, with their first settings")
+    parser.add_argument("--json", type=Path, help="write every row to this file")
+    options = parser.parse_args(argv)
+    if os.environ.get("TRITON_INTERPRET", "0") != "0":
+        parser.error("TRITON_INTERPRET is set, so there is nothing to compile")
+    rows: list[Compiled] = []
+    with _own_cache():
+        for specimen in specimens(options.quick):
+            if options.only in specimen.name:
+                for launch in launches_of(specimen, every_setting=not options.quick):
+                    rows += [compile_launch(launch, arch) for arch in options.arch]
+    print(report(rows))
+    if options.json:
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    spilling = [row for row in rows if row.rank == 0 and row.spilled_bytes]
+    for row in spilling:
+        print(f"SPILLS {row.spilled_bytes} bytes: {row.kernel} {row.settings} sm_{row.arch} {row.specimen}")
+    print(f"{len(rows)} compiled, {len(spilling)} first choices spill")
+    return 1 if spilling else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
