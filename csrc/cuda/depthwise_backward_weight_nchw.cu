@@ -1,0 +1,367 @@
+// Depthwise convolution, gradient with respect to the filter and the bias, channels first; the first of two stages.
+//
+//   dw[k, r, s] = sum over n, p, q of dy[n, k, p, q] * x[n, k, p * stride - pad_h + r, q * stride - pad_w + s]
+//   dbias[k]    = sum over n, p, q of dy[n, k, p, q],   x = 0 outside the image
+//
+// A block owns a group of `planes` channels and one part of the list of its tiles (images, rows). It walks down its
+// part: a tile of dy and the rows of x under it are runs of memory, which cp.async brings into one of several stages of
+// shared memory while the threads work on another. Shared memory keeps the pitch of global memory.
+//
+// A thread owns kColumns neighbouring columns, which divide the row (and more of them, if the row is longer than the
+// block is wide), of one plane, and an equal share of the tile's rows. It slides down its columns with S rows of x in
+// registers: of each new row of x it loads and converts kColumns + S - 1 elements (at stride 1), which then meet
+// kColumns elements of dy in S rows. It keeps all S x S sums and the sum of dy in float32 registers. At its end the
+// block adds up its threads' sums in a fixed order and writes them to the workspace [part][S * S + 1][K], which
+// depthwise_backward_weight_reduce adds up.
+//
+// Assumes what plan_depthwise_backward_weight_nchw checks: K = C, no dilation, equal strides of 1 or 2, a square filter
+// of 3, 5 or 7, planes within 32-bit offsets.
+// Limit: memory, x and dy read once, as long as S * S + 15 (16-bit types) instructions per element stay below it: up to
+// 5 x 5. docs/kernels/depthwise_backward_weight.md has the count.
+#include "depthwise_backward_weight_nchw.h"
+
+#include "depthwise_nchw_copy.cuh"
+#include "element.h"
+#include "kernels.h"
+#include "portability.h"
+
+namespace cnnext::cuda {
+namespace {
+
+using namespace backward_weight_nchw;
+
+/// Planes of x or dy: their strides and their size.
+struct PlanesOf {
+  int64_t stride_n, stride_c, stride_h;
+  int H, W;
+  bool dense;    // what is copied of an image is one run of memory
+  bool aligned;  // and all these runs begin at multiples of 16 bytes
+  int image_bytes;
+
+  /// Rows [begin, end) of `planes` planes from plane k of image n on.
+  template <class T>
+  __device__ PlaneRows<const T> rows(const T* tensor, int64_t n, int64_t k, int planes, int begin, int end) const {
+    return {tensor + n * stride_n + k * stride_c + begin * stride_h, stride_c, stride_h, planes, end - begin, W, dense};
+  }
+};
+
+/// The kernel's arguments besides pointers.
+struct Geometry {
+  PlanesOf x, dy;
+  int64_t K;
+  int N, pad_h, pad_w;
+  int planes, images, tile_h, bands;
+  int groups;                        // of planes
+  int strips, shares, rows_a_share;  // threads in a row and in a column of a plane; rows of dy for each
+  int64_t tiles;                     // of a group
+  int parts;
+  int stages, stage_bytes, dy_offset;
+};
+
+/// A tile: its images start at n * images, its rows at band * tile_h.
+struct TileOfGroup {
+  int n, band;
+
+  __device__ TileOfGroup(const Geometry& g, int64_t index)
+      : n(static_cast<int>(index / g.bands)), band(static_cast<int>(index % g.bands)) {}
+  __device__ void advance(const Geometry& g) {
+    if (++band == g.bands) band = 0, ++n;
+  }
+
+  __device__ int images(const Geometry& g) const { return min(g.images, g.N - n * g.images); }
+  __device__ int first_row(const Geometry& g) const { return band * g.tile_h; }
+  __device__ int end_row(const Geometry& g) const { return min(first_row(g) + g.tile_h, g.dy.H); }
+  /// The rows of x that are copied: all of them, or those under the band.
+  __device__ int first_x_row(const Geometry& g, int stride) const {
+    return g.bands == 1 ? 0 : min(max(first_row(g) * stride - g.pad_h, 0), g.x.H);
+  }
+  __device__ int end_x_row(const Geometry& g, int stride, int filter) const {
+    if (g.bands == 1) return g.x.H;
+    return min(max((end_row(g) - 1) * stride - g.pad_h + filter, first_x_row(g, stride)), g.x.H);
+  }
+};
+
+/// How many elements behind the start of its region copy_in puts the first element of a run.
+template <class T>
+__device__ __forceinline__ int skew_of(const PlaneRows<const T>& rows) {
+  return rows.dense ? Run::of(rows.global, 0, kVector<T>).skew : 0;
+}
+
+/// A thread's sums of one plane.
+template <int kS>
+struct Sums {
+  float taps[kS][kS] = {};
+  float dy = 0;
+};
+
+/// A thread's way down its columns: `x` points at row h of its first column of x, `dy` at its next output.
+template <class T, int kColumns, int kS, int kStride>
+struct Slide {
+  static constexpr int kWidth = (kColumns - 1) * kStride + kS;
+
+  const T* x;
+  const T* dy;
+  int h, H;
+  int x_pitch, dy_pitch;
+  unsigned inside;  // bit i: column i of x lies in the image
+  // The i-th row since the start lies in rows[i % kS], so nothing moves. Columns outside the image are always zero.
+  float rows[kS][kWidth] = {};
+
+  /// Loads the next row, which lies in the image.
+  __device__ __forceinline__ void load_row(float (&row)[kWidth]) {
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      if (inside >> i & 1) row[i] = to_accumulator(x[i]);
+    }
+    x += x_pitch;
+    ++h;
+  }
+
+  /// Loads the next row, or zeros where there is none.
+  __device__ __forceinline__ void load_row_if_inside(float (&row)[kWidth]) {
+    if (static_cast<unsigned>(h) < static_cast<unsigned>(H)) return load_row(row);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) row[i] = 0;
+    x += x_pitch;
+    ++h;
+  }
+
+  /// The products of the next row of outputs, with the rows of x that were loaded from the `first`-th on.
+  __device__ __forceinline__ void add_products(Sums<kS>& sums, int first) {
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      const float dy_value = to_accumulator(dy[c]);
+      sums.dy += dy_value;
+#pragma unroll
+      for (int r = 0; r < kS; ++r) {
+#pragma unroll
+        for (int s = 0; s < kS; ++s) sums.taps[r][s] += rows[(first + r) % kS][c * kStride + s] * dy_value;
+      }
+    }
+    dy += dy_pitch;
+  }
+
+  /// All of `count` rows of outputs.
+  __device__ __forceinline__ void run(Sums<kS>& sums, int count) {
+#pragma unroll
+    for (int r = 0; r < kS - kStride; ++r) load_row_if_inside(rows[r]);
+    // kS steps bring every row back to its place. The first loop is for those whose new rows all lie in the image.
+    for (; count >= kS && h >= 0 && h + kS * kStride <= H; count -= kS) {
+#pragma unroll
+      for (int i = 0; i < kS; ++i) {
+#pragma unroll
+        for (int r = kS - kStride; r < kS; ++r) load_row(rows[(i * kStride + r) % kS]);
+        add_products(sums, i * kStride);
+      }
+    }
+#pragma unroll 1
+    for (; count > 0; count -= kS) {
+#pragma unroll
+      for (int i = 0; i < kS; ++i) {
+        if (i >= count) break;
+#pragma unroll
+        for (int r = kS - kStride; r < kS; ++r) load_row_if_inside(rows[(i * kStride + r) % kS]);
+        add_products(sums, i * kStride);
+      }
+    }
+  }
+};
+
+template <class T, int kColumns, int kS, int kStride>
+__global__ void __launch_bounds__(kBlockThreads<kS>, 2)
+    depthwise_backward_weight_nchw_kernel(Geometry g, const T* __restrict__ dy, const T* __restrict__ x,
+                                          float* __restrict__ workspace) {
+  constexpr int kThreads = kBlockThreads<kS>;
+  CNNEXT_DYNAMIC_SHARED(unsigned char, smem_tiles);
+  const int group = blockIdx.x % g.groups;
+  const int part = blockIdx.x / g.groups;
+  const int64_t first_channel = int64_t{group} * g.planes;
+  const int planes = static_cast<int>(min(int64_t{g.planes}, g.K - first_channel));
+  // Threads run along a row, then through the planes, then through the shares of rows; the last may have nothing to do.
+  const int thread = threadIdx.x;
+  const int strip = thread % g.strips;
+  const int plane = thread / g.strips % g.planes;
+  const int share = thread / g.strips / g.planes;
+
+  const int64_t begin = g.tiles * part / g.parts;
+  const int count = static_cast<int>(g.tiles * (part + 1) / g.parts - begin);
+  TileOfGroup next(g, begin);
+  int copied = 0, copy_stage = 0;
+  // Starts the copy of the next tile, if there is one; closes a group of copies in either case.
+  const auto copy_next = [&] {
+    if (copied < count) {
+      unsigned char* const stage = smem_tiles + copy_stage * g.stage_bytes;
+      for (int i = 0; i < next.images(g); ++i) {
+        const int64_t n = int64_t{next.n} * g.images + i;
+        copy_in<kThreads>(
+            reinterpret_cast<T*>(stage + i * g.x.image_bytes),
+            g.x.rows(x, n, first_channel, planes, next.first_x_row(g, kStride), next.end_x_row(g, kStride, kS)));
+        copy_in<kThreads>(reinterpret_cast<T*>(stage + g.dy_offset + i * g.dy.image_bytes),
+                          g.dy.rows(dy, n, first_channel, planes, next.first_row(g), next.end_row(g)));
+      }
+    }
+    copy_async_commit();
+    next.advance(g);
+    ++copied;
+    if (++copy_stage == g.stages) copy_stage = 0;
+  };
+
+  Sums<kS> sums;
+  for (int i = 1; i < g.stages; ++i) copy_next();
+  TileOfGroup tile(g, begin);
+  int stage = 0;
+  for (int t = 0; t < count; ++t, tile.advance(g)) {
+    // All groups but those of the stages - 2 tiles after this one have landed; then every thread is done with the stage
+    // that is filled next.
+    if (g.stages == 2) {
+      copy_async_wait<0>();
+    } else if (g.stages == 3) {
+      copy_async_wait<1>();
+    } else {
+      copy_async_wait<2>();
+    }
+    __syncthreads();
+    copy_next();
+
+    const unsigned char* const x_stage = smem_tiles + stage * g.stage_bytes;
+    if (++stage == g.stages) stage = 0;
+    const int x_begin = tile.first_x_row(g, kStride), x_end = tile.end_x_row(g, kStride, kS);
+    const int dy_begin = tile.first_row(g), dy_end = tile.end_row(g);
+    const int first_row = dy_begin + share * g.rows_a_share;
+    const int rows = plane < planes && share < g.shares ? min(g.rows_a_share, dy_end - first_row) : 0;
+    const int images = rows > 0 ? tile.images(g) : 0;
+    for (int i = 0; i < images; ++i) {
+      const int64_t n = int64_t{tile.n} * g.images + i;
+      const int x_skew = g.x.aligned ? 0 : skew_of(g.x.rows(x, n, first_channel, planes, x_begin, x_end));
+      const int dy_skew = g.dy.aligned ? 0 : skew_of(g.dy.rows(dy, n, first_channel, planes, dy_begin, dy_end));
+      const T* const x_plane =
+          reinterpret_cast<const T*>(x_stage + i * g.x.image_bytes) + x_skew + plane * (x_end - x_begin) * g.x.W;
+      const T* const dy_plane = reinterpret_cast<const T*>(x_stage + g.dy_offset + i * g.dy.image_bytes) + dy_skew +
+                                (plane * (dy_end - dy_begin) + share * g.rows_a_share) * g.dy.W;
+      for (int q = strip * kColumns; q < g.dy.W; q += g.strips * kColumns) {
+        Slide<T, kColumns, kS, kStride> slide;
+        const int w = q * kStride - g.pad_w;
+        slide.h = first_row * kStride - g.pad_h;
+        slide.H = g.x.H;
+        slide.x = x_plane + (slide.h - x_begin) * g.x.W + w;
+        slide.dy = dy_plane + q;
+        slide.x_pitch = g.x.W;
+        slide.dy_pitch = g.dy.W;
+        slide.inside = 0;
+#pragma unroll
+        for (int i = 0; i < slide.kWidth; ++i) {
+          slide.inside |= static_cast<unsigned>(w + i) < static_cast<unsigned>(g.x.W) ? 1u << i : 0u;
+        }
+        slide.run(sums, rows);
+      }
+    }
+  }
+  copy_async_wait<0>();
+  __syncthreads();
+
+  // Where the tiles were: the threads' sums, [S * S + 1][thread], and after them [S * S + 1][plane][kSumParts].
+  constexpr int kTaps = kS * kS + 1;
+  float* const smem_sums = reinterpret_cast<float*>(smem_tiles);
+#pragma unroll
+  for (int tap = 0; tap < kTaps - 1; ++tap) smem_sums[tap * kThreads + thread] = sums.taps[tap / kS][tap % kS];
+  smem_sums[(kTaps - 1) * kThreads + thread] = sums.dy;
+  __syncthreads();
+  float* const smem_parts = smem_sums + kTaps * kThreads;
+  const int summands = g.shares * g.strips;  // of a tap of a plane
+  const int a_part = (summands + kSumParts - 1) / kSumParts;
+  for (int i = thread; i < kTaps * g.planes * kSumParts; i += kThreads) {
+    const int tap = i / (g.planes * kSumParts), of_plane = i / kSumParts % g.planes;
+    const int end = min((i % kSumParts + 1) * a_part, summands);
+    float sum = 0;
+    for (int j = i % kSumParts * a_part; j < end; ++j) {
+      sum += smem_sums[tap * kThreads + (j / g.strips * g.planes + of_plane) * g.strips + j % g.strips];
+    }
+    smem_parts[i] = sum;
+  }
+  __syncthreads();
+  for (int i = thread; i < kTaps * planes; i += kThreads) {
+    const int tap = i / planes, of_plane = i % planes;
+    float sum = 0;
+#pragma unroll
+    for (int j = 0; j < kSumParts; ++j) sum += smem_parts[(tap * g.planes + of_plane) * kSumParts + j];
+    workspace[(int64_t{part} * kTaps + tap) * g.K + first_channel + of_plane] = sum;
+  }
+}
+
+template <class T>
+Geometry make_geometry(const ConvParams& params, const LaunchConfig& config, const T* dy, const T* x) {
+  const int64_t groups = config.grid[0] / config.parts;
+  const int group_planes = static_cast<int>(ceil_div(params.K, groups));
+  const Tile tile(params, group_planes, config.planes / group_planes, config.tile_h);
+  const auto planes_of = [&](const T* tensor, const Strides4& strides, int64_t H, int64_t W, int64_t image_bytes) {
+    PlanesOf planes;
+    planes.stride_n = strides.n, planes.stride_c = strides.c, planes.stride_h = strides.h;
+    planes.H = static_cast<int>(H), planes.W = static_cast<int>(W);
+    planes.dense = strides.h == W && (tile.planes == 1 || strides.c == H * W);
+    // Tiles begin at an image, a group of planes, and, in bands, at a row.
+    const int64_t steps = strides.n | group_planes * strides.c | (tile.bands > 1 ? strides.h : 0);
+    planes.aligned = planes.dense && (reinterpret_cast<uintptr_t>(tensor) | steps * sizeof(T)) % 16 == 0;
+    planes.image_bytes = static_cast<int>(image_bytes);
+    return planes;
+  };
+  Geometry g;
+  g.x = planes_of(x, params.x_strides, params.H, params.W, tile.x_bytes);
+  g.dy = planes_of(dy, params.y_strides, params.P, params.Q, tile.dy_bytes);
+  g.K = params.K;
+  g.N = static_cast<int>(params.N);
+  g.pad_h = static_cast<int>(params.pad_h), g.pad_w = static_cast<int>(params.pad_w);
+  g.planes = tile.planes, g.images = tile.images, g.tile_h = tile.tile_h, g.bands = tile.bands;
+  g.groups = static_cast<int>(groups);
+  g.strips = tile.strips, g.shares = tile.shares;
+  g.rows_a_share = static_cast<int>(ceil_div(tile.tile_h, tile.shares));
+  g.tiles = tile.count(params);
+  g.parts = config.parts;
+  g.stages = stages(config.shared_bytes, tile.stage_bytes());
+  g.stage_bytes = static_cast<int>(tile.stage_bytes());
+  g.dy_offset = static_cast<int>(tile.images * tile.x_bytes);
+  return g;
+}
+
+template <class T, int kColumns>
+void run_columns(const ConvParams& params, const LaunchConfig& config, const T* dy, const T* x, float* workspace,
+                 Stream stream) {
+  const auto launch_kernel = [&](auto kernel) {
+    launch(kernel, dim3(static_cast<unsigned>(config.grid[0])), dim3(config.block[0]), config.shared_bytes, stream,
+           make_geometry(params, config, dy, x), dy, x, workspace);
+  };
+  const auto with_filter = [&](auto stride_1, auto stride_2) {
+    params.stride_w == 1 ? launch_kernel(stride_1) : launch_kernel(stride_2);
+  };
+  switch (params.S) {
+    case 3:
+      return with_filter(depthwise_backward_weight_nchw_kernel<T, kColumns, 3, 1>,
+                         depthwise_backward_weight_nchw_kernel<T, kColumns, 3, 2>);
+    case 5:
+      return with_filter(depthwise_backward_weight_nchw_kernel<T, kColumns, 5, 1>,
+                         depthwise_backward_weight_nchw_kernel<T, kColumns, 5, 2>);
+    default:  // the planner lists no other size
+      return with_filter(depthwise_backward_weight_nchw_kernel<T, kColumns, 7, 1>,
+                         depthwise_backward_weight_nchw_kernel<T, kColumns, 7, 2>);
+  }
+}
+
+template <class T>
+void run(const ConvParams& params, const LaunchConfig& config, const void* dy, const void* x, void* dw, void* dbias,
+         void* workspace, Stream stream) {
+  const auto function = thread_columns(params) == 1 ? run_columns<T, 1> : run_columns < T, sizeof(T) == 2 ? 2 : 1 > ;
+  function(params, config, static_cast<const T*>(dy), static_cast<const T*>(x), static_cast<float*>(workspace), stream);
+  depthwise_backward_weight_reduce(params, config.parts, workspace, dw, dbias, stream);
+}
+
+}  // namespace
+
+void depthwise_backward_weight_nchw(const ConvParams& params, const LaunchConfig& config, const void* dy, const void* x,
+                                    void* dw, void* dbias, void* workspace, Stream stream) {
+  switch (params.dtype) {
+    case DType::kFloat32: return run<float>(params, config, dy, x, dw, dbias, workspace, stream);
+    case DType::kFloat16: return run<__half>(params, config, dy, x, dw, dbias, workspace, stream);
+    default: return run<__nv_bfloat16>(params, config, dy, x, dw, dbias, workspace, stream);
+  }
+}
+
+}  // namespace cnnext::cuda

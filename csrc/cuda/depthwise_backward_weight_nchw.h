@@ -1,0 +1,72 @@
+// What the planner and the launcher of depthwise_backward_weight_nchw both know of its tiles.
+#pragma once
+
+#include <algorithm>
+
+#include "launch_config.h"
+
+namespace cnnext::cuda::backward_weight_nchw {
+
+constexpr int kMaxStages = 4;
+/// Room for the part of a 16-byte access that lies ahead of a run of memory.
+constexpr int kSkewBytes = 16;
+/// Parts in which the block adds up the sums of its threads, for each tap of each plane.
+constexpr int kSumParts = 8;
+
+/// Neighbouring outputs of a row that a thread owns. Two share most of their elements of x; 4-byte elements side by
+/// side would make bank conflicts, and need the fewer instructions less.
+inline int thread_columns(const ConvParams& params) { return size_of(params.dtype) == 2 && params.Q % 2 == 0 ? 2 : 1; }
+
+/// Threads of a block, by the filter's size: what it takes in registers.
+constexpr int block_threads(int64_t S) { return S == 3 ? 256 : S == 5 ? 192 : 128; }
+template <int kS>
+constexpr int kBlockThreads = block_threads(kS);
+
+/// A block's tile: rows [p, p + tile_h) of `planes` planes of dy, of `images` images, and the rows of x under them.
+/// Where tile_h is less than P, planes and images are one.
+struct Tile {
+  int planes, images, tile_h;
+  int bands;        // tiles that a plane is cut into
+  int strips;       // of columns, side by side: threads in a row
+  int shares;       // of the tile's rows: threads in a column
+  int64_t x_bytes;  // of one image, in shared memory
+  int64_t dy_bytes;
+
+  Tile(const ConvParams& params, int planes, int images, int tile_h)
+      : planes(planes),
+        images(images),
+        tile_h(tile_h),
+        bands(static_cast<int>(ceil_div(params.P, tile_h))),
+        strips(
+            static_cast<int>(std::min<int64_t>(ceil_div(params.Q, thread_columns(params)), block_threads(params.S)))),
+        shares(std::clamp(block_threads(params.S) / (strips * planes), 1, tile_h)),
+        x_bytes(run_bytes(params, x_rows(params, tile_h) * params.W)),
+        dy_bytes(run_bytes(params, tile_h * params.Q)) {}
+
+  int64_t stage_bytes() const { return images * (x_bytes + dy_bytes); }
+
+  /// Tiles of one group of planes.
+  int64_t count(const ConvParams& params) const { return ceil_div(params.N, images) * bands; }
+
+ private:
+  /// Rows of x that are copied: those under the tile, and all of them where it is not a band.
+  static int64_t x_rows(const ConvParams& params, int tile_h) {
+    if (tile_h >= params.P) return params.H;
+    return std::min((tile_h - 1) * params.stride_h + params.R, params.H);
+  }
+  int64_t run_bytes(const ConvParams& params, int64_t elements) const {
+    return ceil_div(planes * elements * size_of(params.dtype), 16) * 16 + kSkewBytes;
+  }
+};
+
+/// Shared memory where the block adds up its sums: those of every thread, then kSumParts partial ones.
+inline int64_t sums_bytes(const ConvParams& params, int planes) {
+  return (int64_t{block_threads(params.S)} + int64_t{planes} * kSumParts) * (params.R * params.S + 1) * 4;
+}
+
+/// Tiles that fit shared memory at once: the one that is computed and those on their way.
+inline int stages(int64_t shared_bytes, int64_t stage_bytes) {
+  return static_cast<int>(std::min<int64_t>(shared_bytes / stage_bytes, kMaxStages));
+}
+
+}  // namespace cnnext::cuda::backward_weight_nchw
