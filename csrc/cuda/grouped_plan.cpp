@@ -30,10 +30,11 @@ constexpr double kStepsOfOverhead = 6;
 /// slower, which does not change the ranking.
 double cost(const GemmTileShape& tile, int64_t blocks, int64_t steps, const DeviceFacts& device) {
   const int64_t slots = int64_t{device.multiprocessors} * tile.blocks_per_multiprocessor;
-  const int64_t waves = ceil_div(blocks, slots);
+  // Blocks that the busiest SM works through: full waves, and its share of the last one.
+  const int64_t on_one =
+      blocks / slots * tile.blocks_per_multiprocessor + ceil_div(blocks % slots, device.multiprocessors);
   const double step = static_cast<double>(tile.m) * tile.n / tile.efficiency;
-  return static_cast<double>(waves) * tile.blocks_per_multiprocessor * step *
-         (static_cast<double>(steps) + kStepsOfOverhead);
+  return static_cast<double>(on_one) * step * (static_cast<double>(steps) + kStepsOfOverhead);
 }
 
 constexpr bool is_multiple(int64_t value, int64_t of) { return value % of == 0; }

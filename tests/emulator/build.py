@@ -62,6 +62,9 @@ BUILDS = {
     "sanitized": Build(flags=("-O1", "-g", *_SANITIZERS), link_flags=_SANITIZERS),
 }
 
+#: One more, for python -m tests.emulator.coverage: it counts how often each line runs.
+COVERAGE = Build(flags=("-O1", "--coverage"), link_flags=("--coverage",))
+
 #: What every module is made of, beside the file that watches memory.
 EMULATOR_SOURCES = (
     "bindings_emulator.cpp",
@@ -126,14 +129,15 @@ def environment(build: str) -> dict[str, str]:
 
 @functools.cache
 def load(build: str = "plain", module: str = "kernels") -> ModuleType:
-    """Compiles what changed and imports one of `MODULES`, made as one of `BUILDS` says.
+    """Compiles what changed and imports one of `MODULES`, made as one of `BUILDS`, or "coverage", says.
 
     Raises:
         RuntimeError: CUDA's headers are not found, or the compiler fails; the message holds its output.
     """
     name = f"cnnext_emulator_{module}"
     library = _build(build, name, MODULES[module]())
-    spec = importlib.util.spec_from_file_location(name, library)
+    # With the build in its name: pybind11 takes modules of one name for one module.
+    spec = importlib.util.spec_from_file_location(f"{build}.{name}", library)
     assert spec is not None
     assert spec.loader is not None
     loaded = importlib.util.module_from_spec(spec)
@@ -149,7 +153,7 @@ def _build(build: str, name: str, sources: list[Path]) -> Path:
         raise RuntimeError(
             f"CUDA's headers were not found: install a toolkit, or `pip install {' '.join(_HEADERS.values())}`"
         )
-    settings = BUILDS[build]
+    settings = {**BUILDS, "coverage": COVERAGE}[build]
     directory = OUTPUT / build
     directory.mkdir(parents=True, exist_ok=True)
     emulator = [HERE / source for source in (*EMULATOR_SOURCES, *settings.memory)]
