@@ -130,6 +130,37 @@ class Sweep:
         for actual, value in zip(results[0], wanted, strict=True):
             assert_within(actual, value, "result")
 
+    def infinities(self) -> Iterator[tuple[str, Callable[[], None]]]:
+        """An infinite edge of one operand, where the other is 1: what no tap brings together with it stays finite."""
+        if self.family != "depthwise":
+            return
+        for entry, dtype, layout in itertools.product(CASES[self.family], (torch.float32, torch.bfloat16), LAYOUTS):
+            for direction in self.directions:
+                name = f"{direction} {entry} {dtype} {layout}"
+                yield name, lambda a=(direction, entry, dtype, layout): self._infinite(*a)
+
+    def _infinite(self, direction: str, entry: Case, dtype: torch.dtype, layout: str) -> None:
+        x, w, _ = (torch.ones_like(operand) for operand in random_operands(entry, dtype))
+        grad = torch.ones_like(random_grad(entry, dtype))
+        bias = torch.ones(entry.weight_shape[0], dtype=dtype)
+        operand = grad if direction == "backward_input" else x
+        for edge in ((-1, slice(None)), (slice(None), -1), (0, slice(None)), (slice(None), 0)):
+            mask = torch.zeros_like(operand)
+            mask[:, :, edge[0], edge[1]] = 1
+            infinite = torch.where(mask == 1, torch.inf, operand)
+            if direction == "forward":
+                actual: torch.Tensor | None = self.runner.forward(self.family, entry, layout, infinite, w, None)
+                reached = expect_forward(entry, mask, w, None).value
+            elif direction == "backward_input":
+                actual = self.runner.backward_input(self.family, entry, layout, infinite, w)
+                reached = expect_gradients(entry, mask, x, w, bias).input.value
+            else:
+                actual, _ = self.runner.backward_weight(self.family, entry, layout, grad, infinite)
+                reached = expect_gradients(entry, grad, mask, w, bias).weight.value
+            assert actual is not None
+            assert torch.equal(actual.isfinite(), reached == 0), "read beyond a tap's reach"
+            assert not actual.isnan().any()
+
     def activations(self) -> Iterator[tuple[str, Callable[[], None]]]:
         """Each activation in the epilogue, on sums from far below to far above its kinks."""
         if "forward" not in self.directions:
@@ -214,7 +245,7 @@ def run(sweep: Sweep, checks: tuple[str, ...], stop_at_first: bool, keep_going: 
     return failures
 
 
-CHECKS = ("exact_values", "rounded_values", "activations", "scalars")
+CHECKS = ("exact_values", "rounded_values", "infinities", "activations", "scalars")
 
 
 def main() -> int:

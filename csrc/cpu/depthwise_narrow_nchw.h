@@ -14,6 +14,11 @@
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
+/// Whether NarrowSource knows the filter and the stride.
+CNNEXT_INLINE bool is_narrow_filter(const ConvParams& p) {
+  return p.R == 3 && p.S == 3 && p.dilation_h == 1 && p.dilation_w == 1 && p.stride_h == p.stride_w && p.stride_h <= 2;
+}
+
 /// A source for a 3x3 filter without dilation. Vector i of outputs needs, for filter row r, the source vector
 /// i * kStep + r, counted from the first row selected.
 template <int kStride, bool kPairs, class T, class A>

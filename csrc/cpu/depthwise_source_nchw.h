@@ -76,6 +76,7 @@ class RowSource {
     int64_t column;
     Lanes low, high;  // for elements column ..., and for the next vector of elements
     bool all, any_high;
+    int lanes;
   };
 
   /// `rows` holds a table for each plane, table_size apart: entry h is source row first_row + h, or zeros.
@@ -95,14 +96,14 @@ class RowSource {
     }
   }
 
-  /// At most `lanes` lanes are needed.
+  /// Lanes from `lanes` on read as zero too: x may be infinite there, so that no zero in the other factor would do.
   Tap tap(int64_t row, int64_t column, int lanes) const {
     constexpr int kWidth = V::kWidth;
     const uint32_t all = low_bits(kWidth);
     const int64_t end = min(shape_.width - column, (lanes - 1) * (kStride == 0 ? 1 : kStride) + 1);
     const uint32_t low = low_bits(end) & ~low_bits(-column) & all;
     const uint32_t high = kStride == 2 ? low_bits(end - kWidth) & ~low_bits(-column - kWidth) & all : 0;
-    return {rows_ + row, column, Lanes(low), Lanes(high), low == all, high != 0};
+    return {rows_ + row, column, Lanes(low), Lanes(high), low == all, high != 0, lanes};
   }
 
   /// values[i] = row i * step of the tap.
@@ -118,7 +119,7 @@ class RowSource {
       A values[V::kWidth];
       for (int i = 0; i < V::kWidth; ++i) {
         const int64_t column = tap.column + i * stride_;
-        values[i] = column >= 0 && column < shape_.width ? load_scalar<A>(from + i * stride_) : A(0);
+        values[i] = i < tap.lanes && column >= 0 && column < shape_.width ? load_scalar<A>(from + i * stride_) : A(0);
       }
       return V::load(values);
     } else {

@@ -23,7 +23,7 @@ from tests.mutation.faults import FAULTS, Fault
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "csrc"
 COMPILER = os.environ.get("CXX", "g++")
-CHECKS = ("exact_values", "rounded_values", "activations", "scalars")
+CHECKS = ("exact_values", "rounded_values", "infinities", "activations", "scalars")
 
 # A table of one family of one instruction set, so that a fault costs one translation unit.
 TABLE = """

@@ -59,7 +59,7 @@ FAULTS: tuple[Fault, ...] = (
         "nhwc",
         ("bound of the columns", "const int64_t end = row.p.W - column;", "const int64_t end = row.p.W - column - 1;"),
         ("bias counted again", "if (first_r == 0) {", "if (first_r >= 0) {"),
-        ("parts dropped", "part < tasks.row_parts; ++part) {", "part < 1; ++part) {"),
+        ("parts dropped", "part < tasks.row_parts; ++part) total", "part < 1; ++part) total"),
         ("last row of a part dropped", "end_row = (part + 1) * rows / tasks.row_parts;",
          "end_row = (part + 1) * rows / tasks.row_parts - (part + 1 < tasks.row_parts);"),
         ("last channels of a vector dropped", "i < min(kWidth, p.C - c); ++i) {",
@@ -105,6 +105,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault("bound of the rows", "depthwise_source_nchw.h", "min(count, shape_.height - first_row));",
           "min(count, shape_.height + 1 - first_row));", "depthwise", "forward"),
     *_narrow(
+        ("dilation ignored", "p.dilation_h == 1 && p.dilation_w == 1 && p.stride_h == p.stride_w",
+         "p.dilation_h == 1 && p.stride_h == p.stride_w", "forward"),
         ("second row of a pair beyond the plane", "(is_inside(row + 1) ? low_bits", "(is_inside(row) ? low_bits",
          "forward"),
         ("row beyond the plane", "return is_inside(row) ? data_", "return is_inside(row - 1) ? data_", "forward"),
