@@ -3,7 +3,6 @@
 #include <pybind11/stl.h>
 
 #include <map>
-#include <stdexcept>
 #include <string>
 
 #include "memory.h"
@@ -12,9 +11,6 @@
 
 namespace py = pybind11;
 using namespace cnnext::emulator;
-
-// While kernels are being written: what a launcher that is not there yet does.
-extern "C" void cnnext_emulator_missing() { throw std::runtime_error("this kernel is not in this build"); }
 
 namespace {
 

@@ -2,7 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <memory>
+#include <algorithm>
+#include <new>
 
 #include "bindings_emulator.h"
 #include "memory.h"
@@ -13,11 +14,26 @@ namespace {
 namespace py = pybind11;
 using namespace cnnext::planted_bugs;
 
+/// Exactly `count` floats, aligned as cudaMalloc does.
+class Floats {
+ public:
+  static constexpr std::align_val_t kAlignment{256};
+
+  explicit Floats(int count) : data_(static_cast<float*>(operator new(count * sizeof(float), kAlignment))) {}
+  ~Floats() { operator delete(data_, kAlignment); }
+  Floats(const Floats&) = delete;
+  float* get() const { return data_; }
+
+ private:
+  float* data_;
+};
+
 /// Calls `launch(x, y)` with `inputs` floats 0, 1, 2, ... and `outputs` floats, which are returned.
 template <class Launch>
 std::vector<float> with_operands(int inputs, int outputs, const Launch& launch) {
-  const std::unique_ptr<float[]> x(new float[inputs]), y(new float[outputs]());
-  for (int i = 0; i < inputs; ++i) x[i] = static_cast<float>(i);
+  const Floats x(inputs), y(outputs);
+  for (int i = 0; i < inputs; ++i) x.get()[i] = static_cast<float>(i);
+  std::fill_n(y.get(), outputs, 0.0f);
   cnnext::emulator::clear_buffers();
   cnnext::emulator::register_buffer(reinterpret_cast<uintptr_t>(x.get()), inputs * sizeof(float), false, "x");
   cnnext::emulator::register_buffer(reinterpret_cast<uintptr_t>(y.get()), outputs * sizeof(float), true, "y");

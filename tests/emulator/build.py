@@ -10,7 +10,6 @@ it includes, or the command has changed, as told by their contents. Processes th
 from __future__ import annotations
 
 import fcntl
-import fnmatch
 import functools
 import hashlib
 import importlib.util
@@ -82,11 +81,7 @@ EMULATOR_SOURCES = (
 
 def kernel_sources() -> list[Path]:
     """The kernels and planners of csrc/cuda, and their bindings."""
-    sources = [*CUDA.glob("*.cpp"), *CUDA.glob("*.cu")]
-    # While kernels are being written: names of files, without suffix, or patterns.
-    patterns = ["launch_config", "depthwise", "grouped", *os.environ.get("CNNEXT_EMULATOR_ONLY", "*").split(",")]
-    kept = [path for path in sources if any(fnmatch.fnmatch(path.stem, pattern) for pattern in patterns)]
-    return [HERE / "bindings.cpp", *kept]
+    return [HERE / "bindings.cpp", *sorted(CUDA.glob("*.cpp")), *sorted(CUDA.glob("*.cu"))]
 
 
 #: The modules that can be loaded: the sources of each.
@@ -160,30 +155,9 @@ def _build(build: str, name: str, sources: list[Path]) -> Path:
     with ThreadPoolExecutor(_jobs()) as pool:
         compile_one = functools.partial(_compile, settings, headers, directory)
         objects = list(pool.map(compile_one, [*sources, *emulator]))
-    link = ["g++", "-shared", *settings.link_flags, *map(str, objects), "-ldl"]
-    if only := os.environ.get("CNNEXT_EMULATOR_ONLY"):
-        directory = directory / only.replace(",", "_").replace("*", "")
-        directory.mkdir(exist_ok=True)
     library = directory / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
-    _make(library, [*link, str(_stand_ins(directory, objects))], objects)
+    _make(library, ["g++", "-shared", *settings.link_flags, *map(str, objects), "-ldl"], objects)
     return library
-
-
-def _stand_ins(directory: Path, objects: list[Path]) -> Path:
-    """While kernels are being written: planners that list nothing and launchers that throw, for those not there yet."""
-    symbols = subprocess.run(["nm", "-P", *map(str, objects)], capture_output=True, text=True, check=True).stdout
-    entries = [line.split()[:2] for line in symbols.splitlines() if line.startswith("_ZN6cnnext4cuda")]
-    defined = {name for name, kind in entries if kind != "U"}
-    assembly = ".text\n"
-    for name in sorted({name for name, _ in entries} - defined):
-        action = "ret" if "plan_" in name else "jmp cnnext_emulator_missing"
-        assembly += f".globl {name}\n.hidden {name}\n{name}: {action}\n"
-    source = directory / "stand_ins.s"
-    if not source.exists() or source.read_text() != assembly:
-        source.write_text(assembly)
-    result = directory / "stand_ins.o"
-    _make(result, ["g++", "-c", str(source)], [source])
-    return result
 
 
 def _compile(settings: Build, headers: Path, directory: Path, source: Path) -> Path:
