@@ -48,7 +48,7 @@ def depthwise_conv2d(
         padding: zeros added on both sides, an int or (height, width); or "valid" or "same".
         dilation: pixels between taps of the filter, an int or (height, width).
         activation: one of `cnnext.ops.ACTIVATIONS`; see this module's note on them.
-        backend: "cuda", "cpu" or "aten" to insist on one; None to let cnnext choose.
+        backend: "cuda", "triton", "cpu" or "aten" to insist on one; None to let cnnext choose.
 
     Returns:
         (N, K, P, Q) or (K, P, Q), in the memory format that F.conv2d gives.
@@ -91,7 +91,7 @@ def grouped_conv2d(
         dilation: pixels between taps of the filter, an int or (height, width).
         groups: number of groups; C and K must be multiples of it.
         activation: one of `cnnext.ops.ACTIVATIONS`; see this module's note on them.
-        backend: "cuda", "cpu" or "aten" to insist on one; None to let cnnext choose.
+        backend: "cuda", "triton", "cpu" or "aten" to insist on one; None to let cnnext choose.
 
     Returns:
         (N, K, P, Q) or (K, P, Q), in the memory format that F.conv2d gives.
@@ -132,7 +132,7 @@ def pointwise_conv2d(
         padding: zeros added on both sides, an int or (height, width); or "valid" or "same".
         dilation: as in F.conv2d; a filter of one tap has nothing to dilate.
         activation: one of `cnnext.ops.ACTIVATIONS`; see this module's note on them.
-        backend: "cuda", "cpu" or "aten" to insist on one; None to let cnnext choose.
+        backend: "cuda", "triton", "cpu" or "aten" to insist on one; None to let cnnext choose.
 
     Returns:
         (N, K, P, Q) or (K, P, Q), in the memory format that F.conv2d gives.
@@ -167,7 +167,9 @@ def separable_conv2d(
     """Depthwise-separable convolution: depthwise, activation, 1x1, activation.
 
     Batch normalisation in evaluation mode is folded into the weights and biases by the caller. Stride, padding and
-    dilation are those of the depthwise half. Source: Howard et al., "MobileNets", arXiv:1704.04861.
+    dilation are those of the depthwise half. Where the backend has a kernel for the whole block, and no gradient will
+    be needed, the middle is never written to memory; it is rounded to the dtype of the input all the same. Source:
+    Howard et al., "MobileNets", arXiv:1704.04861.
 
     Args:
         input: (N, C, H, W) or (C, H, W).
@@ -193,6 +195,16 @@ def separable_conv2d(
     >>> separable_conv2d(x, torch.ones(2, 1, 3, 3), torch.ones(1, 2, 1, 1)).flatten()
     tensor([18.])
     """
+    try:
+        index = _ACTIVATION_INDEX[pointwise_activation]
+        call = _make_call(
+            "depthwise", input, depthwise_weight, depthwise_bias, stride, padding, dilation, 0, depthwise_activation
+        )
+        output = backends.run_separable(call, pointwise_weight, pointwise_bias, index, backend)
+    except (RuntimeError, TypeError, AttributeError, KeyError):
+        output = None  # what is wrong, or of a form that only F.conv2d takes, is found again below
+    if output is not None:
+        return output if input.dim() == 4 else output.squeeze(0)
     middle = depthwise_conv2d(
         input,
         depthwise_weight,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import platform
 
 import torch
@@ -35,11 +36,23 @@ def report() -> str:
             if _extension.cuda.loaded
             else _extension.cuda.reason
         ),
+        "triton kernels": _triton(),
         "cuda devices": devices,
         "backends": ", ".join(backends.available()),
     }
     width = max(map(len, facts))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
+
+
+def _triton() -> str:
+    reason = backends.triton.unavailable()
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return reason or "usable, of unknown version"
+    if reason is not None:
+        return f"Triton {version} is installed, but {reason}"
+    return f"usable, Triton {version}" + (", interpreted" if backends.triton.INTERPRETED else "")
 
 
 def _cpu_isa() -> str:

@@ -14,19 +14,34 @@ depthwise family groups = C, in the pointwise family groups = 1 and R = S = 1. `
 The three form a closed set under differentiation: the gradient of any is made of the other two, which is how double
 backward works. Kernels for a device are registered by the shared objects in `cnnext/_extension.py`; where there is
 none, the operators run on ATen's convolution.
+
+`declare` makes such a set for another namespace: `cnnext_triton` (cnnext/triton_kernels/operators.py) has the same
+schemas, fakes and derivatives, and other kernels.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-__all__ = ["ACTIVATIONS", "FAMILIES", "Family", "apply_activation"]
+__all__ = [
+    "ACTIVATIONS",
+    "FAMILIES",
+    "TAGS",
+    "Family",
+    "Geometry",
+    "Implementations",
+    "apply_activation",
+    "by_schema",
+    "declare",
+    "fake_forward",
+    "memory_format",
+    "register_autocast",
+]
 
 #: Activations of the epilogue; the position is the `activation` argument of the operators (csrc/conv_params.h).
 ACTIVATIONS = ("none", "relu", "relu6", "leaky_relu", "sigmoid", "tanh", "mish", "silu", "hardswish")
@@ -34,10 +49,9 @@ ACTIVATIONS = ("none", "relu", "relu6", "leaky_relu", "sigmoid", "tanh", "mish",
 aten = torch.ops.aten
 
 _LIBRARY = torch.library.Library("cnnext", "DEF")
-_FALLBACK = torch.library.Library("cnnext", "IMPL", "CompositeExplicitAutograd")
 
 # A kernel gets its arguments with the strides that its fake was given: the memory format of the output depends on them.
-_TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
+TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
 
 
 class Family(NamedTuple):
@@ -74,6 +88,14 @@ class Geometry(NamedTuple):
     padding: Sequence[int]
     dilation: Sequence[int]
     groups: int
+
+
+class Implementations(NamedTuple):
+    """The functions behind the three operators of a family, with `Geometry` in place of its separate arguments."""
+
+    forward: Callable[..., Tensor]
+    backward_input: Callable[..., Tensor]
+    backward_weight: Callable[..., tuple[Tensor, Tensor]]
 
 
 # ---------------------------------------------------------------------------------------------------------- activations
@@ -136,12 +158,12 @@ def _channels_last_result(input: Tensor, weight: Tensor) -> bool:
     return any(suggest_memory_format(tensor) == torch.channels_last for tensor in (input, weight))
 
 
-def _memory_format(channels_last: bool) -> torch.memory_format:
+def memory_format(channels_last: bool) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def _in_format(tensor: Tensor, channels_last: bool) -> Tensor:
-    return tensor.contiguous(memory_format=_memory_format(channels_last))
+    return tensor.contiguous(memory_format=memory_format(channels_last))
 
 
 # ------------------------------------------------------------------------------------------------------ ATen's versions
@@ -193,11 +215,11 @@ def _aten_backward_weight(
 # ---------------------------------------------------------------------------------------------------------------- fakes
 
 
-def _fake_forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: int) -> Tensor:
+def fake_forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: int) -> Tensor:
     # ATen's own fake checks the sizes, in its own words.
     stride, padding, dilation, groups = geometry
     output = aten.convolution(input, weight, bias, stride, padding, dilation, False, [0, 0], groups)
-    return torch.empty_like(output, memory_format=_memory_format(_channels_last_result(input, weight)))
+    return torch.empty_like(output, memory_format=memory_format(_channels_last_result(input, weight)))
 
 
 def _fake_backward_input(
@@ -207,7 +229,7 @@ def _fake_backward_input(
         input_size,
         dtype=grad_output.dtype,
         device=grad_output.device,
-        memory_format=_memory_format(channels_last),
+        memory_format=memory_format(channels_last),
     )
 
 
@@ -220,7 +242,7 @@ def _fake_backward_weight(
     channels_last: bool,
 ) -> tuple[Tensor, Tensor]:
     grad_weight = torch.empty(
-        weight_size, dtype=input.dtype, device=input.device, memory_format=_memory_format(channels_last)
+        weight_size, dtype=input.dtype, device=input.device, memory_format=memory_format(channels_last)
     )
     return grad_weight, input.new_empty(weight_size[0] if with_bias else 0)
 
@@ -228,7 +250,7 @@ def _fake_backward_weight(
 # ------------------------------------------------------------------------------------------------------------- autograd
 
 
-def _register_autograd(family: Family) -> None:
+def _register_autograd(library: torch.library.Library, family: Family) -> None:
     def save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, weight, bias, *rest = inputs
         ctx.geometry, (ctx.activation,) = family.split(rest, input.size(1))
@@ -295,7 +317,7 @@ def _register_autograd(family: Family) -> None:
         (family.backward_input, save_backward_input, backward_backward_input),
         (family.backward_weight, save_backward_weight, backward_backward_weight),
     ):
-        torch.library.register_autograd(operator, backward, setup_context=save, lib=_LIBRARY)
+        torch.library.register_autograd(operator, backward, setup_context=save, lib=library)
 
 
 # ----------------------------------------------------------------------------------------------------------------- vmap
@@ -311,12 +333,12 @@ def _into_channels(tensor: Tensor) -> Tensor:
     return tensor.movedim(0, 1).flatten(1, 2)
 
 
-def _register_vmap(family: Family) -> None:
+def _register_vmap(library: torch.library.Library, family: Family, families: Mapping[str, Family]) -> None:
     """Batching rules: a batch that only activations have goes into N, any other into the channels as more groups."""
 
     def widen(rest: Sequence[Any], channels: int, batch: int) -> tuple[Family, tuple[Any, ...]]:
         geometry, tail = family.split(rest, channels)
-        wide = family if family.name == "depthwise" else FAMILIES["grouped"]
+        wide = family if family.name == "depthwise" else families["grouped"]
         return wide, (*wide.join(geometry._replace(groups=geometry.groups * batch)), *tail)
 
     def forward(
@@ -369,13 +391,15 @@ def _register_vmap(family: Family) -> None:
         (family.backward_input, backward_input),
         (family.backward_weight, backward_weight),
     ):
-        torch.library.register_vmap(operator, rule, lib=_LIBRARY)
+        torch.library.register_vmap(operator, rule, lib=library)
 
 
 # ------------------------------------------------------------------------------------------------------------- autocast
 
 
-def _register_autocast(operator: Any, device_type: str, key: torch._C.DispatchKey) -> None:
+def register_autocast(
+    library: torch.library.Library, operator: Any, device_type: str, key: torch._C.DispatchKey
+) -> None:
     """Casts floating-point arguments, the bias too, to autocast's dtype, as it does for F.conv2d."""
     keyset = torch._C.DispatchKeySet(key)
 
@@ -390,14 +414,35 @@ def _register_autocast(operator: Any, device_type: str, key: torch._C.DispatchKe
         with torch._C._ExcludeDispatchKeyGuard(keyset):
             return operator(*map(cast, args))
 
-    _LIBRARY.impl(operator._schema.name.partition("::")[2], cast_and_call, key.name)
+    library.impl(operator._schema.name.partition("::")[2], cast_and_call, key.name)
 
 
 # --------------------------------------------------------------------------------------------------------- declarations
 
 
-def _declare(name: str) -> Family:
-    """Declares the three operators of one family, with everything about them that is not a kernel."""
+def by_schema(family: Family, functions: Implementations) -> Implementations:
+    """The functions with the arguments that the schemas of `family` have, instead of a `Geometry`."""
+
+    def forward(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+        geometry, (activation,) = family.split(rest, input.size(1))
+        return functions.forward(input, weight, bias, geometry, activation)
+
+    def backward_input(grad_output: Tensor, weight: Tensor, input_size: Sequence[int], *rest: Any) -> Tensor:
+        geometry, (channels_last,) = family.split(rest, input_size[1])
+        return functions.backward_input(grad_output, weight, input_size, geometry, channels_last)
+
+    def backward_weight(
+        grad_output: Tensor, input: Tensor, weight_size: Sequence[int], *rest: Any
+    ) -> tuple[Tensor, Tensor]:
+        geometry, (with_bias, channels_last) = family.split(rest, input.size(1))
+        return functions.backward_weight(grad_output, input, weight_size, geometry, with_bias, channels_last)
+
+    return Implementations(forward, backward_input, backward_weight)
+
+
+def _declare(
+    library: torch.library.Library, name: str, kernels: Implementations, families: Mapping[str, Family]
+) -> Family:
     geometry = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation" + (
         ", SymInt groups" if name == "grouped" else ""
     )
@@ -412,44 +457,40 @@ def _declare(name: str) -> Family:
         ),
     }
     for operator, schema in schemas.items():
-        _LIBRARY.define(operator + schema, tags=_TAGS)
-    family = Family(name, *(getattr(torch.ops.cnnext, operator).default for operator in schemas))
+        library.define(operator + schema, tags=TAGS)
+    namespace = getattr(torch.ops, library.ns)
+    family = Family(name, *(getattr(namespace, operator).default for operator in schemas))
 
-    def forward(
-        function: Callable[..., Tensor], input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any
-    ) -> Tensor:
-        geometry, (activation,) = family.split(rest, input.size(1))
-        return function(input, weight, bias, geometry, activation)
+    kernels, fakes = by_schema(family, kernels), by_schema(family, _FAKES)
+    for operator, kernel, fake in zip(schemas, kernels, fakes, strict=True):
+        library.impl(operator, kernel, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{library.ns}::{operator}", fake, lib=library)
 
-    def backward_input(
-        function: Callable[..., Tensor], grad_output: Tensor, weight: Tensor, input_size: Sequence[int], *rest: Any
-    ) -> Tensor:
-        geometry, (channels_last,) = family.split(rest, input_size[1])
-        return function(grad_output, weight, input_size, geometry, channels_last)
-
-    def backward_weight(
-        function: Callable[..., tuple[Tensor, Tensor]],
-        grad_output: Tensor,
-        input: Tensor,
-        weight_size: Sequence[int],
-        *rest: Any,
-    ) -> tuple[Tensor, Tensor]:
-        geometry, (with_bias, channels_last) = family.split(rest, input.size(1))
-        return function(grad_output, input, weight_size, geometry, with_bias, channels_last)
-
-    adapters: tuple[Callable[..., Any], ...] = (forward, backward_input, backward_weight)
-    fallbacks: tuple[Callable[..., Any], ...] = (_aten_forward, _aten_backward_input, _aten_backward_weight)
-    fakes: tuple[Callable[..., Any], ...] = (_fake_forward, _fake_backward_input, _fake_backward_weight)
-    for operator, adapter, fallback, fake in zip(schemas, adapters, fallbacks, fakes, strict=True):
-        _FALLBACK.impl(operator, functools.partial(adapter, fallback))
-        torch.library.register_fake(f"cnnext::{operator}", functools.partial(adapter, fake), lib=_LIBRARY)
-
-    _register_autograd(family)
-    _register_vmap(family)
-    _register_autocast(family.forward, "cpu", torch._C.DispatchKey.AutocastCPU)
-    _register_autocast(family.forward, "cuda", torch._C.DispatchKey.AutocastCUDA)
+    _register_autograd(library, family)
+    _register_vmap(library, family, families)
+    register_autocast(library, family.forward, "cpu", torch._C.DispatchKey.AutocastCPU)
+    register_autocast(library, family.forward, "cuda", torch._C.DispatchKey.AutocastCUDA)
     return family
 
 
+def declare(library: torch.library.Library, kernels: Mapping[str, Implementations]) -> dict[str, Family]:
+    """Declares the operators of `library`'s namespace, with everything about them that is not a kernel.
+
+    Args:
+        library: made with kind "DEF".
+        kernels: what runs them on a device for which no kernel is registered, by family.
+
+    Returns:
+        The families by name.
+    """
+    families: dict[str, Family] = {}
+    for name, implementations in kernels.items():
+        families[name] = _declare(library, name, implementations, families)
+    return families
+
+
+_FAKES = Implementations(fake_forward, _fake_backward_input, _fake_backward_weight)
+_ON_ATEN = Implementations(_aten_forward, _aten_backward_input, _aten_backward_weight)
+
 #: The families by name.
-FAMILIES: dict[str, Family] = {name: _declare(name) for name in ("depthwise", "grouped", "pointwise")}
+FAMILIES: dict[str, Family] = declare(_LIBRARY, dict.fromkeys(("depthwise", "grouped", "pointwise"), _ON_ATEN))

@@ -8,6 +8,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    # Triton's kernels run in its interpreter, on CPU tensors. cnnext looks at this once, when it is imported.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import cnnext
 
 

@@ -1,7 +1,11 @@
 """Which kernels run a convolution, and why.
 
-Backends, in the order in which they are tried: "cuda" (cnnext's CUDA kernels), "cpu" (cnnext's C++ kernels) and "aten"
-(PyTorch's own convolution, which takes whatever F.conv2d takes). The first that can run a call runs it.
+Backends, in the order in which they are tried: "cuda" (cnnext's CUDA kernels), "triton" (the same in Triton), "cpu"
+(cnnext's C++ kernels) and "aten" (PyTorch's own convolution, which takes whatever F.conv2d takes). The first that can
+run a call runs it.
+
+`benchmark` is a setting, False unless it is assigned to: whether the first call of a problem times what a backend may
+launch, and keeps the fastest. It is for the Triton kernels now.
 
 >>> import torch, cnnext
 >>> "aten" in cnnext.backends.available()
@@ -20,20 +24,24 @@ from typing import Any, cast
 from torch import Tensor
 
 from cnnext import _extension
-from cnnext.backends import aten, cpu, cuda
+from cnnext.backends import aten, cpu, cuda, triton
 from cnnext.backends.call import Backend, ConvCall
 
 __all__ = ["BackendError", "available", "empty_cpu_pool", "explain", "use"]
 
-_BACKENDS: dict[str, Backend] = {module.name: cast(Backend, module) for module in (cuda, cpu, aten)}
+_BACKENDS: dict[str, Backend] = {module.name: cast(Backend, module) for module in (cuda, triton, cpu, aten)}
 
 # The backends that can run anything in this process. Fixed after import, as the shared objects are.
 _AVAILABLE: tuple[Backend, ...] = tuple(b for b in _BACKENDS.values() if b.unavailable() is None)
 
-# By the type of the input's device, the available backends that may run on it. "aten" runs on all.
+# By the type of the input's device, the backends that are tried on it. On the CPU "triton" is an interpreter for tests.
+_TRIED_ON = {"cpu": ("cpu", "aten"), "cuda": ("cuda", "triton", "aten")}
 _CANDIDATES: dict[str, tuple[Backend, ...]] = {
-    device: tuple(b for b in _AVAILABLE if b.name in (device, "aten")) for device in ("cpu", "cuda")
+    device: tuple(b for b in _AVAILABLE if b.name in names) for device, names in _TRIED_ON.items()
 }
+
+#: Whether to time the ways in which a kernel can be launched.
+benchmark = False
 
 # What `use` has set: a backend for every call that does not name one, or None to choose for each call.
 _in_use: Backend | None = None
@@ -58,7 +66,7 @@ class use:
     """Makes one backend run every convolution of cnnext in this process, until changed or for a `with` block.
 
     Args:
-        name: "cuda", "cpu" or "aten"; None to let cnnext choose for each call, which is the default.
+        name: "cuda", "triton", "cpu" or "aten"; None to let cnnext choose for each call, which is the default.
 
     Raises:
         ValueError: the name is unknown.
@@ -85,16 +93,37 @@ class use:
 
 def run(call: ConvCall, name: str | None = None) -> Tensor:
     """Runs `call` on the backend called `name`, else on the one set by `use`, else on the first that can."""
+    return choose(call, name).run(call)
+
+
+def choose(call: ConvCall, name: str | None = None) -> Backend:
+    """The backend that runs `call`, by the rules of `run`.
+
+    Raises:
+        BackendError: one is asked for by name, and cannot run it.
+    """
     wanted = _in_use if name is None else _lookup(name)
     if wanted is not None:
         reason = wanted.unavailable() or wanted.refuses(call)
         if reason is not None:
             raise BackendError(f"backend {wanted.name!r} cannot run this {call.family} convolution: {reason}")
-        return wanted.run(call)
+        return wanted
     for backend in _CANDIDATES.get(call.input.device.type, _AVAILABLE):
         if backend.refuses(call) is None:
-            return backend.run(call)
+            return backend
     raise AssertionError("aten refuses nothing")
+
+
+def run_separable(
+    call: ConvCall, pointwise_weight: Tensor, pointwise_bias: Tensor | None, activation: int, name: str | None = None
+) -> Tensor | None:
+    """The depthwise convolution of `call`, a 1x1 convolution and an activation in one kernel of the backend for `call`.
+
+    Returns:
+        None if the backend has no such kernel, or not for this call.
+    """
+    fused = getattr(choose(call, name), "run_separable", None)
+    return None if fused is None else fused(call, pointwise_weight, pointwise_bias, activation)
 
 
 def is_forced(name: str | None) -> bool:
@@ -120,6 +149,7 @@ def explain(op: str, *args: Any, **kwargs: Any) -> str:
     >>> print(explain("pointwise_conv2d", torch.zeros(1, 8, 4, 4, dtype=torch.int64), torch.zeros(8, 8, 1, 1)))
     ... # doctest: +ELLIPSIS
     cuda: ...
+    triton: ...
     cpu: ...
     aten: chosen
     """
@@ -127,6 +157,7 @@ def explain(op: str, *args: Any, **kwargs: Any) -> str:
 
     call, wanted_name = functional.make_call(op, *args, **kwargs)
     wanted = _in_use if wanted_name is None else _lookup(wanted_name)
+    tried = _TRIED_ON.get(call.input.device.type, tuple(_BACKENDS))
     lines, chosen = [], False
     for backend in _BACKENDS.values():
         reason = backend.unavailable() or backend.refuses(call)
@@ -134,6 +165,8 @@ def explain(op: str, *args: Any, **kwargs: Any) -> str:
             verdict = f"not asked, {wanted.name!r} is asked for by name"
         elif reason is not None:
             verdict = f"cannot run this: {reason}"
+        elif wanted is None and backend.name not in tried:
+            verdict = f"could run this, but is not used on {call.input.device.type} unless asked for by name"
         elif chosen:
             verdict = "could run this, but an earlier one is chosen"
         else:

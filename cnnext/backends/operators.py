@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
 from cnnext import ops
 from cnnext.backends.call import KERNEL_DTYPES, ConvCall
-
-_DEPTHWISE = ops.FAMILIES["depthwise"].forward
-_GROUPED = ops.FAMILIES["grouped"].forward
-_POINTWISE = ops.FAMILIES["pointwise"].forward
 
 
 def refuses(call: ConvCall) -> str | None:
@@ -28,21 +26,21 @@ def refuses(call: ConvCall) -> str | None:
     return None
 
 
-def _needs_gradient(*tensors: Tensor | None) -> bool:
+def needs_gradient(*tensors: Tensor | None) -> bool:
+    """Whether autograd will want the derivatives of what is computed from these tensors."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
-def run(call: ConvCall) -> Tensor:
-    """Runs the operator; the activation is fused unless a gradient will be needed.
+def run(call: ConvCall, families: Mapping[str, ops.Family] = ops.FAMILIES) -> Tensor:
+    """Runs the operator of the call's family; the activation is fused unless a gradient will be needed.
 
     A fused activation keeps nothing of what went into it, so its gradient would compute the convolution twice.
     """
     family, input, weight, bias, stride, padding, dilation, groups, activation = call
-    fused = 0 if activation and _needs_gradient(input, weight, bias) else activation
-    if family == "depthwise":
-        output = _DEPTHWISE(input, weight, bias, stride, padding, dilation, fused)
-    elif family == "pointwise":
-        output = _POINTWISE(input, weight, bias, stride, padding, dilation, fused)
+    fused = 0 if activation and needs_gradient(input, weight, bias) else activation
+    operator = families[family].forward
+    if family == "grouped":
+        output = operator(input, weight, bias, stride, padding, dilation, groups, fused)
     else:
-        output = _GROUPED(input, weight, bias, stride, padding, dilation, groups, fused)
+        output = operator(input, weight, bias, stride, padding, dilation, fused)
     return output if fused == activation else ops.apply_activation(output, activation)

@@ -1,0 +1,108 @@
+"""cnnext's Triton kernels: for GPUs where there is no CUDA build, or where it refuses."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+from cnnext.backends import operators
+from cnnext.backends.call import ConvCall
+from cnnext.triton_kernels import operators as triton_operators
+
+name = "triton"
+
+#: Kernels run on CPU tensors in Triton's interpreter, if the variable was set before cnnext was imported. For tests: it
+#: is thousands of times slower than a CPU kernel, so only a call that asks for "triton" by name gets it.
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+_DTYPES = frozenset({torch.float32, torch.float16, torch.bfloat16})
+_LEAST_CAPABILITY = (8, 0)
+
+# The fused separable block makes the middle again for every tile of 128 outputs. Predicted, not measured: with two
+# tiles it still wins, by the traffic of the middle that it saves.
+_MOST_FUSED_OUTPUTS = 256
+
+
+def _why_not_importable() -> str | None:
+    try:
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed"
+    except (ImportError, ValueError) as error:
+        return f"Triton cannot be imported: {error}"
+    return None
+
+
+@functools.cache
+def unavailable() -> str | None:
+    reason = _why_not_importable()
+    if reason is not None:
+        return reason
+    if not INTERPRETED and not torch.cuda.is_available():
+        return "no CUDA device is available"
+    # Only now is the import worth its time.
+    try:
+        importlib.import_module("triton")
+    except Exception as error:  # a broken installation may raise anything
+        return f"Triton cannot be imported: {error}"
+    return None
+
+
+@functools.cache
+def _refuses_device(index: int) -> str | None:
+    capability = torch.cuda.get_device_capability(index)
+    if capability >= _LEAST_CAPABILITY:
+        return None
+    return f"compute capability {capability[0]}.{capability[1]} of cuda:{index} is below 8.0"
+
+
+def refuses(call: ConvCall) -> str | None:
+    input = call.input
+    if input.is_cuda:
+        reason = _refuses_device(input.device.index)
+        if reason is not None:
+            return reason
+    elif not (INTERPRETED and input.is_cpu):
+        return f"the input is on {input.device}"
+    if input.dtype not in _DTYPES:
+        return f"dtype {input.dtype} is not one of float32, float16, bfloat16"
+    return operators.refuses(call)
+
+
+def run(call: ConvCall) -> Tensor:
+    """Runs the operator of `cnnext_triton`; see `operators.run`."""
+    return operators.run(call, triton_operators.FAMILIES)
+
+
+def run_separable(
+    call: ConvCall, pointwise_weight: Tensor, pointwise_bias: Tensor | None, activation: int
+) -> Tensor | None:
+    """The depthwise convolution of `call`, then a 1x1 convolution and `activation`, in one kernel.
+
+    Returns:
+        None if that is not possible or not worthwhile; then the two run one after the other.
+    """
+    _, input, weight, bias, stride, padding, dilation, _, depthwise_activation = call
+    operands = (weight, bias, pointwise_weight, pointwise_bias)
+    if operators.needs_gradient(input, *operands):
+        return None
+    if any(t is not None and (t.dtype != input.dtype or t.device != input.device) for t in operands):
+        return None
+    if pointwise_weight.shape[1:] != (weight.shape[0], 1, 1) or pointwise_weight.shape[0] > _MOST_FUSED_OUTPUTS:
+        return None
+    return triton_operators.separable_conv2d(
+        input,
+        weight,
+        bias,
+        pointwise_weight,
+        pointwise_bias,
+        stride,
+        padding,
+        dilation,
+        depthwise_activation,
+        activation,
+    )
