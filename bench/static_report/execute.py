@@ -18,7 +18,6 @@ from bench.static_report.memory import Traffic, global_request, shared_request
 from bench.static_report.operands import (
     Mask,
     State,
-    Step,
     UnsupportedError,
     memory_address,
     predicate_row,

@@ -167,8 +167,8 @@ def markdown(
     lines = [
         f"# {title}",
         "",
-        f"Predicted for sm_{architecture.architecture} ({architecture.card}), not measured. Made by `{command}`; what the "
-        "columns mean and what is assumed is in [static_report.md](../static_report.md).",
+        f"Predicted for sm_{architecture.architecture} ({architecture.card}), not measured. Made by `{command}`; what "
+        "the columns mean and what is assumed is in [static_report.md](../static_report.md).",
         "",
         "## Times",
         "",

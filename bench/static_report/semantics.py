@@ -30,21 +30,26 @@ from bench.static_report.operands import (
 )
 from bench.static_report.sass import Instruction
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 #: Opcodes whose results are data; nothing is done.
-DATA_OPCODES = frozenset(
+DATA_OPCODES = _words(
     "FADD FMUL FFMA FMNMX FMNMX3 FSEL FSET FRND FSWZADD F2F F2FP HADD2 HMUL2 HMNMX2 HSET2 DADD DMUL DFMA DMNMX "
     "HMMA IMMA DMMA LDSM STSM MOVM SHFL LDL STL RED REDG ATOM ATOMG ATOMS REDUX FFMA2 FADD2 FMUL2 UFMUL UFADD UFFMA "
-    "UFSEL UFMNMX I2FP UI2FP I2I".split()
+    "UFSEL UFMNMX I2FP UI2FP I2I"
 )
 
 #: Opcodes that change no register.
-IDLE_OPCODES = frozenset(
+IDLE_OPCODES = _words(
     "NOP YIELD WARPSYNC BSSY BSYNC BREAK BMOV DEPBAR LDGDEPBAR MEMBAR ERRBAR CCTL CCTLL NANOSLEEP FENCE UCGABAR_ARV "
-    "PREEXIT ACQBULK ENDCOLLECTIVE BAR EXIT BRA BRX BRXU JMP CALL RET UVIRTCOUNT PMTRIG".split()
+    "PREEXIT ACQBULK ENDCOLLECTIVE BAR EXIT BRA BRX BRXU JMP CALL RET UVIRTCOUNT PMTRIG"
 )
 
 #: Comparisons of data: all their predicates become false.
-_DATA_COMPARISONS = frozenset("FSETP DSETP HSETP2 FCHK UFSETP".split())
+_DATA_COMPARISONS = _words("FSETP DSETP HSETP2 FCHK UFSETP")
 
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "LT": np.less,
@@ -421,6 +426,7 @@ def _minmax(suffixes: list[str], operands: Sequence[str]) -> Step:
     read = read64 if wide else read32
     reads = [read(text) for text in sources]
     takes_minimum = read_predicate(predicates[-1])
+    at_least_zero = "RELU" in suffixes
     write = write64(operands[0]) if wide else write32(operands[0])
 
     def step(s: State, mask: Mask | None) -> None:
@@ -431,6 +437,8 @@ def _minmax(suffixes: list[str], operands: Sequence[str]) -> Step:
         for value in values[1:]:
             low, high = np.minimum(low, value), np.maximum(high, value)
         result = np.where(takes_minimum(s), low, high)
+        if at_least_zero:
+            result = np.maximum(result, result.dtype.type(0))
         write(s, result.view(np.uint64 if wide else np.uint32), mask)
 
     return step
@@ -441,14 +449,14 @@ def _add_minmax(suffixes: list[str], operands: Sequence[str]) -> Step:
     sources, predicates = _trailing_predicates(rest)
     a, b, c = (read32(text) for text in sources)
     takes_minimum, write = read_predicate(predicates[-1]), write32(operands[0])
-    relu = "RELU" in suffixes
-    if relu:
-        raise UnsupportedError("VIADDMNMX.RELU")
+    at_least_zero = "RELU" in suffixes
     view = np.uint32 if "U32" in suffixes else np.int32
 
     def step(s: State, mask: Mask | None) -> None:
         total, other = (a(s) + b(s)).view(view), c(s).view(view)
         result = np.where(takes_minimum(s), np.minimum(total, other), np.maximum(total, other))
+        if at_least_zero:
+            result = np.maximum(result, view(0))
         write(s, result.view(np.uint32), mask)
 
     return step
@@ -522,7 +530,7 @@ def _leading_one(suffixes: list[str], operands: Sequence[str]) -> Step:
     return step
 
 
-# ------------------------------------------------------------------------------------------ special registers, predicates
+# ---------------------------------------------------------------------------------------- special registers, predicates
 
 
 def _special(suffixes: list[str], operands: Sequence[str]) -> Step:
@@ -614,7 +622,7 @@ def _predicates_to_register(suffixes: list[str], operands: Sequence[str]) -> Ste
     return step
 
 
-# ------------------------------------------------------------------------------------ floating point for integer division
+# ---------------------------------------------------------------------------------- floating point for integer division
 
 
 def _half_constant(suffixes: list[str], operands: Sequence[str]) -> Step | None:
@@ -625,10 +633,7 @@ def _half_constant(suffixes: list[str], operands: Sequence[str]) -> Step | None:
     word = 0
     for text in operands[3:5]:
         number = float(text.replace("INF", "inf").replace("QNAN", "nan"))
-        if bfloat:
-            bits = int(np.float32(number).view(np.uint32)) >> 16
-        else:
-            bits = int(np.float16(number).view(np.uint16))
+        bits = int(np.float32(number).view(np.uint32)) >> 16 if bfloat else int(np.float16(number).view(np.uint16))
         word = word << 16 | bits
     write, value = write32(operands[0]), np.uint32(word)
     return lambda s, mask: write(s, value, mask)
