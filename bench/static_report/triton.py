@@ -1,6 +1,6 @@
 """What the Triton kernels compile to: registers, spills and shared memory of every kernel and setting, without a GPU.
 
-    python -m bench.static_report.triton [--arch 80 90 100 120] [--only WORD] [--quick] [--json FILE]
+    python -m bench.static_report.triton [--arch 80 90 100 120] [--only WORD] [--first] [--quick] [--json FILE]
 
 A specimen is a call that a user may make. It is run on tensors without memory, and the launches that it would make are
 compiled ahead of time, each with every setting that the launch may choose (cnnext/triton_kernels/launching.py). ptxas
@@ -10,6 +10,7 @@ and cuobjdump come with Triton. Exit status 1 if a setting that is chosen first 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import re
@@ -34,7 +35,7 @@ __all__ = ["ARCHITECTURES", "Compiled", "Launch", "Specimen", "compile_launch", 
 #: Compute capabilities, times ten: Ampere, Hopper, and both kinds of Blackwell.
 ARCHITECTURES = (80, 90, 100, 120)
 
-_DTYPE_NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,34 @@ class Launch:
     chosen: Settings
     rank: int
 
+    def signature(self) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int, ...], list[Any]]]:
+        """Types, constants and divisibilities as a launch on a GPU would find them."""
+        types, constants, attributes = {}, {}, {}
+        values = {**self.arguments, **self.chosen.blocks}
+        for index, parameter in enumerate(self.kernel.params):
+            name, value = parameter.name, values[parameter.name]
+            if parameter.is_constexpr:
+                types[name], constants[name] = "constexpr", value
+            elif isinstance(value, torch.Tensor):
+                types[name] = f"*{_TYPES[value.dtype]}"
+                attributes[(index,)] = [["tt.divisibility", 16]]
+            elif value == 1:
+                types[name], constants[name] = "constexpr", 1
+            else:
+                types[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+                if value % 16 == 0:
+                    attributes[(index,)] = [["tt.divisibility", 16]]
+        return types, constants, attributes
+
+    def key(self) -> str:
+        """What launches share that one stands for: their code, or just the setting if it is not chosen first."""
+        types, constants, attributes = self.signature()
+        if self.rank:
+            types = {name: kind for name, kind in types.items() if kind.startswith("*")}
+            constants = {name: constants.get(name) for name in ("CHANNELS_LAST", "PRECISION", "BACKWARD")}
+            attributes = {}
+        return repr((self.kernel.fn.__name__, self.chosen, types, constants, attributes))
+
 
 @dataclass(frozen=True)
 class Compiled:
@@ -74,108 +103,140 @@ class Compiled:
 # ------------------------------------------------------------------------------------------------------------ specimens
 
 
-def _tensor(shape: Sequence[int], dtype: torch.dtype, channels_last: bool) -> torch.Tensor:
+def _tensor(shape: Sequence[int], dtype: torch.dtype, channels_last: bool = False) -> torch.Tensor:
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     return torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
 
 
-def _family_specimens(
-    family: str,
-    name: str,
-    size: tuple[int, int, int, int],
-    outputs: int,
-    kernel: int,
-    stride: int,
-    groups: int,
-    dtype: torch.dtype,
-    channels_last: bool,
-    activation: int,
-) -> Iterator[Specimen]:
-    import importlib
+@dataclass(frozen=True)
+class _Layer:
+    """A layer of a network: input (N, C, H, W), and which of its directions to compile: forward, input, weight."""
 
-    module = importlib.import_module(f"cnnext.triton_kernels.{family}")
-    padding = kernel // 2
-    n, c, h, w = size
-    p, q = ((length + 2 * padding - kernel) // stride + 1 for length in (h, w))
-    geometry = Geometry((stride, stride), (padding, padding), (1, 1), groups)
-    x = _tensor(size, dtype, channels_last)
-    filters = _tensor((outputs, c // groups, kernel, kernel), dtype, channels_last)
-    bias = torch.empty(outputs, dtype=dtype, device="meta")
-    grad = _tensor((n, outputs, p, q), dtype, channels_last)
-    label = f"{name} {_DTYPE_NAMES[dtype]} {'nhwc' if channels_last else 'nchw'}"
-    yield Specimen(f"{label} forward", lambda: module.forward(x, filters, bias, geometry, activation))
-    yield Specimen(
-        f"{label} backward_input", lambda: module.backward_input(grad, filters, size, geometry, channels_last)
+    family: str
+    name: str
+    size: tuple[int, int, int, int]
+    outputs: int
+    kernel: int = 1
+    stride: int = 1
+    groups: int = 1
+    directions: str = "fiw"
+
+    def specimens(self, variant: _Variant, activation: int) -> Iterator[Specimen]:
+        module = importlib.import_module(f"cnnext.triton_kernels.{self.family}")
+        n, c, h, w = self.size
+        padding = self.kernel // 2
+        p, q = ((length + 2 * padding - self.kernel) // self.stride + 1 for length in (h, w))
+        geometry = Geometry((self.stride,) * 2, (padding,) * 2, (1, 1), self.groups)
+        dtype, channels_last = variant.dtype, variant.channels_last
+        x = _tensor(self.size, dtype, channels_last)
+        weight = _tensor((self.outputs, c // self.groups, self.kernel, self.kernel), dtype, channels_last)
+        bias = torch.empty(self.outputs, dtype=dtype, device="meta")
+        grad = _tensor((n, self.outputs, p, q), dtype, channels_last)
+        calls: dict[str, tuple[str, Callable[[], Any]]] = {
+            "f": ("forward", lambda: module.forward(x, weight, bias, geometry, activation)),
+            "i": (
+                "backward_input",
+                lambda: module.backward_input(grad, weight, self.size, geometry, channels_last),
+            ),
+            "w": (
+                "backward_weight",
+                lambda: module.backward_weight(grad, x, weight.shape, geometry, True, channels_last),
+            ),
+        }
+        for direction in self.directions:
+            name, call = calls[direction]
+            yield Specimen(f"{self.name} {variant} {name}", variant.bound(call))
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """Dtype, precision of float32 products, and layout."""
+
+    name: str
+    dtype: torch.dtype
+    precision: str
+    channels_last: bool
+
+    def __str__(self) -> str:
+        return f"{self.name} {'nhwc' if self.channels_last else 'nchw'}"
+
+    def bound(self, call: Callable[[], Any]) -> Callable[[], Any]:
+        """`call` under PyTorch's setting for this precision."""
+
+        def under_setting() -> Any:
+            before = torch.backends.cudnn.conv.fp32_precision
+            try:
+                torch.backends.cudnn.conv.fp32_precision = self.precision
+                return call()
+            finally:
+                torch.backends.cudnn.conv.fp32_precision = before
+
+        return under_setting
+
+
+_VARIANTS = tuple(
+    _Variant(name, dtype, precision, channels_last)
+    for name, dtype, precision in (
+        ("fp16", torch.float16, "ieee"),
+        ("bf16", torch.bfloat16, "ieee"),
+        ("fp32", torch.float32, "ieee"),
+        ("tf32", torch.float32, "tf32"),
     )
-    yield Specimen(
-        f"{label} backward_weight",
-        lambda: module.backward_weight(grad, x, filters.shape, geometry, True, channels_last),
-    )
-
-
-def _separable_specimen(
-    name: str, size: tuple[int, int, int, int], outputs: int, stride: int, dtype: torch.dtype, channels_last: bool
-) -> Specimen:
-    from cnnext.triton_kernels import separable
-
-    channels = size[1]
-    x = _tensor(size, dtype, channels_last)
-    first, second = _tensor((channels, 1, 3, 3), dtype, False), _tensor((outputs, channels, 1, 1), dtype, False)
-    biases = [torch.empty(count, dtype=dtype, device="meta") for count in (channels, outputs)]
-    geometry = Geometry((stride, stride), (1, 1), (1, 1), channels)
-    relu6 = ACTIVATIONS.index("relu6")
-    return Specimen(
-        f"{name} {_DTYPE_NAMES[dtype]} {'nhwc' if channels_last else 'nchw'}",
-        lambda: separable.forward(x, first, biases[0], second, biases[1], geometry, relu6, relu6),
-    )
-
-
-# (family, name, input, outputs, filter, stride, groups): layers of MobileNet, EfficientNet, ConvNeXt, ResNet, ResNeXt
-# and ShuffleNet, and one that no power of 2 divides.
-_LAYERS: tuple[tuple[str, str, tuple[int, int, int, int], int, int, int, int], ...] = (
-    ("depthwise", "depthwise 3x3", (32, 128, 56, 56), 128, 3, 1, 128),
-    ("depthwise", "depthwise 3x3 s2", (32, 256, 28, 28), 256, 3, 2, 256),
-    ("depthwise", "depthwise 5x5", (32, 96, 28, 28), 96, 5, 1, 96),
-    ("depthwise", "depthwise 7x7", (32, 96, 56, 56), 96, 7, 1, 96),
-    ("depthwise", "depthwise 3x3 odd", (3, 37, 13, 11), 74, 3, 2, 37),
-    ("grouped", "dense stem 7x7 s2", (32, 3, 224, 224), 64, 7, 2, 1),
-    ("grouped", "dense 3x3", (32, 128, 28, 28), 128, 3, 1, 1),
-    ("grouped", "dense 3x3 s2", (32, 128, 28, 28), 256, 3, 2, 1),
-    ("grouped", "groups of 4", (32, 128, 56, 56), 128, 3, 1, 32),
-    ("grouped", "groups of 32", (32, 1024, 14, 14), 1024, 3, 1, 32),
-    ("grouped", "groups odd", (3, 21, 13, 11), 51, 3, 2, 3),
-    ("pointwise", "1x1", (32, 128, 56, 56), 128, 1, 1, 1),
-    ("pointwise", "1x1 few pixels", (1, 1024, 7, 7), 1024, 1, 1, 1),
-    ("pointwise", "1x1 s2", (32, 64, 56, 56), 128, 1, 2, 1),
+    for channels_last in (True, False)
 )
+
+# Layers of MobileNet, ConvNeXt, ResNet, ResNeXt and ShuffleNet, and such as no power of 2 divides.
+_LAYERS = (
+    _Layer("depthwise", "depthwise 3x3", (32, 128, 56, 56), 128, 3, 1, 128),
+    _Layer("depthwise", "depthwise 3x3 s2", (32, 256, 28, 28), 256, 3, 2, 256, "fi"),
+    _Layer("depthwise", "depthwise 7x7", (32, 96, 56, 56), 96, 7, 1, 96, "fw"),
+    _Layer("depthwise", "depthwise odd", (3, 37, 13, 11), 74, 3, 2, 37),
+    _Layer("grouped", "dense stem", (32, 3, 224, 224), 64, 7, 2, 1, "fw"),
+    _Layer("grouped", "dense 3x3", (32, 128, 28, 28), 128, 3),
+    _Layer("grouped", "dense 3x3 s2", (8, 128, 14, 14), 256, 3, 2, 1, "fi"),
+    _Layer("grouped", "groups of 4", (32, 128, 56, 56), 128, 3, 1, 32),
+    _Layer("grouped", "groups odd", (3, 21, 13, 11), 51, 3, 2, 3),
+    _Layer("pointwise", "1x1", (32, 128, 56, 56), 128),
+    _Layer("pointwise", "1x1 few pixels", (1, 1024, 7, 7), 1024, directions="fi"),
+)
+_SEPARABLE_OUTPUTS = (32, 64, 128, 256)
 _QUICK = (
     "depthwise 3x3 fp16 nhwc",
-    "dense 3x3 fp32 nhwc",
-    "groups of 4 fp16 nchw",
-    "1x1 bf16 nhwc",
+    "depthwise 3x3 fp32 nchw forward",
+    "dense 3x3 fp32 nhwc forward",
+    "dense 3x3 bf16 nchw backward_weight",
+    "groups of 4 fp16 nhwc forward",
+    "1x1 tf32 nhwc forward",
     "separable 128 fp16 nhwc",
 )
+
+
+def _separable(outputs: int, variant: _Variant) -> Specimen:
+    separable = importlib.import_module("cnnext.triton_kernels.separable")
+    size, relu6 = (32, 128, 28, 28), ACTIVATIONS.index("relu6")
+    x = _tensor(size, variant.dtype, variant.channels_last)
+    first, second = _tensor((128, 1, 3, 3), variant.dtype), _tensor((outputs, 128, 1, 1), variant.dtype)
+    biases = [torch.empty(count, dtype=variant.dtype, device="meta") for count in (128, outputs)]
+    geometry = Geometry((1, 1), (1, 1), (1, 1), 128)
+    return Specimen(
+        f"separable {outputs} {variant}",
+        variant.bound(lambda: separable.forward(x, first, biases[0], second, biases[1], geometry, relu6, relu6)),
+    )
 
 
 def specimens(quick: bool = False) -> list[Specimen]:
     """Calls that between them reach every kernel, dtype, layout and candidate setting; a few of them if `quick`."""
     found: list[Specimen] = []
-    for dtype in _DTYPE_NAMES:
-        for channels_last in (True, False):
-            for family, name, size, outputs, kernel, stride, groups in _LAYERS:
-                found += _family_specimens(
-                    family, name, size, outputs, kernel, stride, groups, dtype, channels_last, ACTIVATIONS.index("silu")
-                )
-            for outputs in (64, 128, 512):
-                found.append(
-                    _separable_specimen(f"separable {outputs}", (32, 128, 28, 28), outputs, 1, dtype, channels_last)
-                )
+    for variant in _VARIANTS:
+        # TF32 is a matter of tl.dot, which the depthwise kernels do without.
+        layers = [layer for layer in _LAYERS if variant.name != "tf32" or layer.family != "depthwise"]
+        for layer in layers:
+            found += layer.specimens(variant, ACTIVATIONS.index("silu"))
+        found += [_separable(outputs, variant) for outputs in _SEPARABLE_OUTPUTS]
     # The activations differ in nothing else, so one kernel has them all.
-    for activation in range(len(ACTIVATIONS)):
-        name = f"depthwise 3x3 {ACTIVATIONS[activation]}"
-        found += list(
-            _family_specimens("depthwise", name, (8, 64, 14, 14), 64, 3, 1, 64, torch.float16, True, activation)
-        )[:1]
+    for index, activation in enumerate(ACTIVATIONS):
+        layer = _Layer("depthwise", f"depthwise {activation}", (8, 64, 14, 14), 64, 3, 1, 64, "f")
+        found += layer.specimens(_VARIANTS[0], index)
     return [one for one in found if one.name.startswith(_QUICK)] if quick else found
 
 
@@ -194,26 +255,6 @@ def launches_of(specimen: Specimen, every_setting: bool = True) -> list[Launch]:
     with mock.patch.object(launching, "run", record):
         specimen.call()
     return found
-
-
-def _signature(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int, ...], list[Any]]]:
-    """Types, constants and divisibilities as a launch on a GPU would find them."""
-    types, constants, attributes = {}, {}, {}
-    values = {**launch.arguments, **launch.chosen.blocks}
-    for index, parameter in enumerate(launch.kernel.params):
-        name, value = parameter.name, values[parameter.name]
-        if parameter.is_constexpr:
-            types[name], constants[name] = "constexpr", value
-        elif isinstance(value, torch.Tensor):
-            types[name] = f"*{_DTYPE_NAMES[value.dtype]}"
-            attributes[(index,)] = [["tt.divisibility", 16]]
-        elif value == 1:
-            types[name], constants[name] = "constexpr", 1
-        else:
-            types[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
-                attributes[(index,)] = [["tt.divisibility", 16]]
-    return types, constants, attributes
 
 
 def _resources(cubin: bytes) -> tuple[int, int]:
@@ -241,7 +282,7 @@ def compile_launch(launch: Launch, arch: int) -> Compiled:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    types, constants, attributes = _signature(launch)
+    types, constants, attributes = launch.signature()
     source = ASTSource(fn=launch.kernel, signature=types, constexprs=constants, attrs=attributes)
     options = {"num_warps": launch.chosen.warps, "num_stages": launch.chosen.stages}
     kernel = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
@@ -289,17 +330,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, help="compute capabilities, times ten")
     parser.add_argument("--only", default="", help="only specimens with this word in their name")
+    parser.add_argument("--first", action="store_true", help="only the settings that are chosen first")
     parser.add_argument("--quick", action="store_true", help="a few specimens, with their first settings")
     parser.add_argument("--json", type=Path, help="write every row to this file")
     options = parser.parse_args(argv)
     if os.environ.get("TRITON_INTERPRET", "0") != "0":
         parser.error("TRITON_INTERPRET is set, so there is nothing to compile")
-    rows: list[Compiled] = []
+    chosen = [one for one in specimens(options.quick) if options.only in one.name]
+    # Many layers end in the same kernel, the second stage of the weight gradient for one.
+    launches: dict[str, Launch] = {}
+    for specimen in chosen:
+        for launch in launches_of(specimen, every_setting=not (options.quick or options.first)):
+            launches.setdefault(launch.key(), launch)
     with _own_cache():
-        for specimen in specimens(options.quick):
-            if options.only in specimen.name:
-                for launch in launches_of(specimen, every_setting=not options.quick):
-                    rows += [compile_launch(launch, arch) for arch in options.arch]
+        rows = [compile_launch(launch, arch) for launch in launches.values() for arch in options.arch]
     print(report(rows))
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")

@@ -39,10 +39,11 @@ def count_parts(pixels: int, elements: int) -> int:
 def sum_parts_kernel(
     partials,  # (parts, part_size) float32
     grad_weight,  # weight_size elements, dense
-    grad_bias,  # part_size - weight_size elements, dense
+    grad_bias,  # part_size - weight_size elements, dense, if HAS_BIAS
     parts,
     part_size,
     weight_size,
+    HAS_BIAS: tl.constexpr,
     WIDE: tl.constexpr,
     BLOCK_PARTS: tl.constexpr,
     BLOCK_ELEMENTS: tl.constexpr,
@@ -54,10 +55,11 @@ def sum_parts_kernel(
         mask = (part < parts)[:, None] & (element < part_size)[None, :]
         sums += tl.load(partials + (part[:, None] * part_size + element[None, :]), mask=mask, other=0.0)
     total = tl.sum(sums, axis=0)
-    is_weight = element < weight_size
-    is_bias = (element >= weight_size) & (element < part_size)
-    tl.store(grad_weight + element, total.to(grad_weight.dtype.element_ty), mask=is_weight)
-    tl.store(grad_bias + (element - weight_size), total.to(grad_bias.dtype.element_ty), mask=is_bias)
+    tl.store(grad_weight + element, total.to(grad_weight.dtype.element_ty), mask=element < weight_size)
+    # NOTE: torch.compile looks at the stores to see what a kernel changes; without a bias there must be no store.
+    if HAS_BIAS:
+        is_bias = (element >= weight_size) & (element < part_size)
+        tl.store(grad_bias + (element - weight_size), total.to(grad_bias.dtype.element_ty), mask=is_bias)
 
 
 def sum_parts_settings(elements: int) -> tuple[Settings, ...]:
@@ -90,11 +92,11 @@ class Partials:
         arguments = {
             "partials": self.workspace,
             "grad_weight": self.grad_weight,
-            # Without a bias no lane stores one.
             "grad_bias": self.grad_bias if self.grad_bias.numel() else self.grad_weight,
             "parts": self.parts,
             "part_size": self.part_size,
             "weight_size": self.grad_weight.numel(),
+            "HAS_BIAS": self.grad_bias.numel() > 0,
             "WIDE": is_wide(self.workspace),
         }
         launching.run(sum_parts_kernel, sum_parts_settings(self.part_size), programs, arguments)
