@@ -38,9 +38,9 @@ struct Task {
   int rows, columns;
 };
 
-/// Any dilation, and filters that are not finite: a tap outside dy is left out, not multiplied by zero.
+/// Any dilation.
 template <class T>
-__device__ __forceinline__ void compute_carefully(const ConvParams& params, const Task<T>& task) {
+__device__ __forceinline__ void compute_any(const ConvParams& params, const Task<T>& task) {
   const int W = static_cast<int>(params.W), P = static_cast<int>(params.P), Q = static_cast<int>(params.Q);
   const int R = static_cast<int>(params.R), S = static_cast<int>(params.S);
   const int dilation_h = static_cast<int>(params.dilation_h), dilation_w = static_cast<int>(params.dilation_w);
@@ -68,14 +68,19 @@ __device__ __forceinline__ void compute_carefully(const ConvParams& params, cons
 
 /// The patch, without dilation.
 template <int kFilter, class T>
-__device__ __forceinline__ void compute(const ConvParams& params, const Task<T>& task,
-                                        const float (&filter)[kFilter][kFilter]) {
+__device__ __forceinline__ void compute_patch(const ConvParams& params, const Task<T>& task) {
   // An even pixel u takes taps r = 2 a of rows p = u / 2 - a for a up to kReach, an odd one r = 2 a + 1 for a below it.
   constexpr int kReach = (kFilter - 1) / 2;
   // Pairs of columns that hold kTileW pixels wherever the first pair begins.
   constexpr int kPairs = kTileW / 2 + 1;
   constexpr int kColumns = kPairs + kReach;
   const int W = static_cast<int>(params.W), P = static_cast<int>(params.P), Q = static_cast<int>(params.Q);
+
+  float filter[kFilter][kFilter];
+#pragma unroll
+  for (int tap = 0; tap < kFilter * kFilter; ++tap) {
+    filter[tap / kFilter][tap % kFilter] = to_accumulator(task.filter[tap]);
+  }
 
   // The first pair of rows, and of columns, may begin one pixel before the patch: u and v of a pair are even.
   const int odd_h = static_cast<int>(params.pad_h) & 1, odd_w = static_cast<int>(params.pad_w) & 1;
@@ -186,13 +191,10 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     task.rows = min(tile.patch_rows, rows - first_row);
     task.columns = min(kTileW, W - task.w);
 
-    float filter[kFilter][kFilter];
-#pragma unroll
-    for (int tap = 0; tap < kArea; ++tap) filter[tap / kFilter][tap % kFilter] = to_accumulator(task.filter[tap]);
-    if (params.dilation_h == 1 && params.dilation_w == 1 && all_finite(filter)) {
-      compute<kFilter>(params, task, filter);
+    if (params.dilation_h == 1 && params.dilation_w == 1) {
+      compute_patch<kFilter>(params, task);
     } else {
-      compute_carefully(params, task);
+      compute_any(params, task);
     }
   }
   __syncthreads();

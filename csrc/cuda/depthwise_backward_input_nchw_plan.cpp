@@ -7,16 +7,15 @@ namespace cnnext::cuda {
 void plan_depthwise_backward_input_nchw(const Problem& problem, Configs& configs) {
   const ConvParams& p = problem.params;
   if (!runs_nchw(p) || p.K != p.C) return;
-  LaunchConfig config{.kernel = Kernel::kDepthwiseBackwardInputNchw};
-  bool fits = false;
+  constexpr Kernel kKernel = Kernel::kDepthwiseBackwardInputNchw;
+  const Planes dx{p.C, p.H, p.W};
   if (p.stride_h == 1) {
     Problem forward = problem;
     forward.params = turned_round(p);
-    fits = choose_tile_nchw(forward, {p.C, p.H, p.W}, forward_nchw_patch(p.R), forward_nchw_tile, config);
+    append_tiles_nchw(kKernel, forward, dx, forward_nchw_patch(p.R), forward_nchw_tile, configs);
   } else {
-    fits = choose_tile_nchw(problem, {p.C, p.H, p.W}, backward_input_nchw_patch(), backward_input_nchw_tile, config);
+    append_tiles_nchw(kKernel, problem, dx, backward_input_nchw_patch(), backward_input_nchw_tile, configs);
   }
-  if (fits) configs.push_back(config);
 }
 
 }  // namespace cnnext::cuda

@@ -49,11 +49,9 @@ struct Task {
   int rows, first_column;  // outputs to store: rows of the patch, columns from first_column on
 };
 
-/// Any padding and dilation, and filters that are not finite: a tap outside the image is left out, not multiplied by
-/// zero.
+/// Any padding and dilation.
 template <class T>
-__device__ __forceinline__ void compute_carefully(const ConvParams& params, const Task<T>& task, int columns,
-                                                  bool turned) {
+__device__ __forceinline__ void compute_any(const ConvParams& params, const Task<T>& task, int columns, bool turned) {
   const int H = static_cast<int>(params.H), W = static_cast<int>(params.W), Q = static_cast<int>(params.Q);
   const int R = static_cast<int>(params.R), S = static_cast<int>(params.S);
   const int stride = static_cast<int>(params.stride_h);
@@ -83,10 +81,16 @@ __device__ __forceinline__ void compute_carefully(const ConvParams& params, cons
 
 /// The patch, where only the edges that Patch::kEdge allows are outside the image.
 template <int kFilter, int kStride, class T>
-__device__ __forceinline__ void compute(const ConvParams& params, const Task<T>& task,
-                                        const float (&filter)[kFilter][kFilter]) {
+__device__ __forceinline__ void compute_patch(const ConvParams& params, const Task<T>& task, bool turned) {
   using P = Patch<kFilter, kStride>;
   const int H = static_cast<int>(params.H), W = static_cast<int>(params.W), Q = static_cast<int>(params.Q);
+
+  constexpr int kArea = kFilter * kFilter;
+  float filter[kFilter][kFilter];
+#pragma unroll
+  for (int tap = 0; tap < kArea; ++tap) {
+    filter[tap / kFilter][tap % kFilter] = to_accumulator(task.filter[turned ? kArea - 1 - tap : tap]);
+  }
 
   float sums[P::kTileH][P::kTileW];
 #pragma unroll
@@ -201,15 +205,10 @@ __global__ void __launch_bounds__(Patch<kFilter, kStride>::kThreads, kMinWarps *
     task.rows = min(tile.patch_rows, rows - first_row);
     task.first_column = own_column - q;
 
-    float filter[kFilter][kFilter];
-#pragma unroll
-    for (int tap = 0; tap < kArea; ++tap) {
-      filter[tap / kFilter][tap % kFilter] = to_accumulator(task.filter[turned ? kArea - 1 - tap : tap]);
-    }
-    if (plain && all_finite(filter)) {
-      compute<kFilter, kStride>(params, task, filter);
+    if (plain) {
+      compute_patch<kFilter, kStride>(params, task, turned);
     } else {
-      compute_carefully(params, task, min(Q, Patch::kTileW), turned);
+      compute_any(params, task, min(Q, Patch::kTileW), turned);
     }
   }
   __syncthreads();

@@ -6,10 +6,8 @@ namespace cnnext::cuda {
 void plan_depthwise_forward_nchw(const Problem& problem, Configs& configs) {
   const ConvParams& p = problem.params;
   if (!runs_nchw(p)) return;
-  LaunchConfig config{.kernel = Kernel::kDepthwiseForwardNchw};
-  if (choose_tile_nchw(problem, {p.K, p.P, p.Q}, forward_nchw_patch(p.R), forward_nchw_tile, config)) {
-    configs.push_back(config);
-  }
+  append_tiles_nchw(Kernel::kDepthwiseForwardNchw, problem, {p.K, p.P, p.Q}, forward_nchw_patch(p.R), forward_nchw_tile,
+                    configs);
 }
 
 }  // namespace cnnext::cuda

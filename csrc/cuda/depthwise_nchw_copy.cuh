@@ -176,17 +176,4 @@ __device__ __forceinline__ void copy_out(const PlaneRows<T>& to, const T* shared
   }
 }
 
-/// Whether every one of `values` is finite.
-template <int kRows, int kColumns>
-__device__ __forceinline__ bool all_finite(const float (&values)[kRows][kColumns]) {
-  constexpr float kLargest = 3.402823466e+38f;
-  bool finite = true;
-#pragma unroll
-  for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-    for (int s = 0; s < kColumns; ++s) finite = finite && fabsf(values[r][s]) <= kLargest;
-  }
-  return finite;
-}
-
 }  // namespace cnnext::cuda

@@ -74,6 +74,22 @@ bool shrink(LaunchConfig& config, const TileNchw& tile, const PatchLimits& patch
   return true;
 }
 
+/// The tile with a patch for each thread of a block, or as many as a plane has.
+void take_patch_for_each_thread(LaunchConfig& config, const Planes& output, const PatchLimits& patch) {
+  const int64_t strips = ceil_div(output.columns, patch.columns);
+  const int64_t patch_rows = even_patch_rows(output.rows, patch);
+  const int64_t patches_below = ceil_div(output.rows, patch_rows);
+  if (strips * patches_below <= patch.threads) {
+    const int64_t groups = ceil_div(output.count, patch.threads / (strips * patches_below));
+    config.planes = static_cast<int>(ceil_div(output.count, groups));
+    config.tile_h = static_cast<int>(patches_below * patch_rows);
+  } else {
+    const int64_t bands = ceil_div(patches_below, std::max<int64_t>(1, patch.threads / strips));
+    config.planes = 1;
+    config.tile_h = static_cast<int>(ceil_div(patches_below, bands) * patch_rows);
+  }
+}
+
 }  // namespace
 
 TileNchw forward_nchw_tile(const ConvParams& params, const LaunchConfig& config) {
@@ -97,43 +113,44 @@ TileNchw backward_input_nchw_tile(const ConvParams& params, const LaunchConfig& 
   return tile;
 }
 
-bool choose_tile_nchw(const Problem& problem, const Planes& output, const PatchLimits& patch, TileOf tile_of,
-                      LaunchConfig& config) {
-  const int64_t strips = ceil_div(output.columns, patch.columns);
-  if (strips > kMaxPatches) return false;
-  const int64_t patch_rows = even_patch_rows(output.rows, patch);
-  const int64_t patches_below = ceil_div(output.rows, patch_rows);
-  const int64_t patches = strips * patches_below;  // of a plane
-  if (patches <= patch.threads) {
-    const int64_t groups = ceil_div(output.count, patch.threads / patches);
-    config.planes = static_cast<int>(ceil_div(output.count, groups));
-    config.tile_h = static_cast<int>(patches_below * patch_rows);
-  } else {
-    const int64_t bands = ceil_div(patches_below, std::max<int64_t>(1, patch.threads / strips));
-    config.planes = 1;
-    config.tile_h = static_cast<int>(ceil_div(patches_below, bands) * patch_rows);
-  }
-  config.tile_w = patch.columns;
-  config.block[0] = patch.threads;
-
+void append_tiles_nchw(Kernel kernel, const Problem& problem, const Planes& output, const PatchLimits& patch,
+                       TileOf tile_of, Configs& configs) {
   const DeviceFacts& device = problem.device;
-  const int64_t most_bytes = device.shared_bytes_per_multiprocessor / kBlocksPerMultiprocessor - kReservedBytes;
-  const int64_t enough_blocks = int64_t{device.multiprocessors} * kBlocksPerMultiprocessor;
+  LaunchConfig config{.kernel = kernel, .block = {patch.threads, 1, 1}, .tile_w = patch.columns};
+  if (ceil_div(output.columns, patch.columns) > kMaxPatches) return;
+  take_patch_for_each_thread(config, output, patch);
   TileNchw tile = tile_of(problem.params, config);
   const auto blocks = [&] { return problem.params.N * tile.groups * tile.bands; };
-  const auto several_warps = [&] {
-    return tile.planes * tile.patches > kWarp && tile.planes * tile.patches > tile.strips;
+  const auto shrink_while = [&](const auto& too_large) {
+    while (too_large() && shrink(config, tile, patch)) tile = tile_of(problem.params, config);
   };
-  while (tile.bytes > most_bytes || (blocks() < enough_blocks && several_warps())) {
-    if (!shrink(config, tile, patch)) break;
-    tile = tile_of(problem.params, config);
-  }
-  if (tile.bytes > device.shared_bytes_per_block || blocks() > kMaxGridX) return false;
+  const auto append = [&] {
+    if (tile.bytes > device.shared_bytes_per_block || blocks() > kMaxGridX) return;
+    config.grid[0] = blocks();
+    config.shared_bytes = static_cast<int>(tile.bytes);
+    config.vector = tile.dense_input && tile.dense_output ? 16 / size_of(problem.params.dtype) : 1;
+    configs.push_back(config);
+  };
 
-  config.grid[0] = blocks();
-  config.shared_bytes = static_cast<int>(tile.bytes);
-  config.vector = tile.dense_input && tile.dense_output ? 16 / size_of(problem.params.dtype) : 1;
-  return true;
+  const int64_t most_bytes = device.shared_bytes_per_multiprocessor / kBlocksPerMultiprocessor - kReservedBytes;
+  shrink_while([&] { return tile.bytes > most_bytes; });
+  append();
+
+  // With too few blocks to fill the device, smaller ones; but not below a warp of patches, or a row of them.
+  const int64_t enough_blocks = int64_t{device.multiprocessors} * kBlocksPerMultiprocessor;
+  const auto few_and_large = [&] {
+    const int patches = tile.planes * tile.patches;
+    return blocks() < enough_blocks && patches > kWarp && patches > tile.strips;
+  };
+  if (few_and_large()) {
+    const size_t before = configs.size();
+    shrink_while(few_and_large);
+    append();
+    // Preferred to the large one.
+    if (before > 0 && configs.size() > before && configs[before - 1].kernel == kernel) {
+      std::swap(configs[before - 1], configs[before]);
+    }
+  }
 }
 
 bool runs_nchw(const ConvParams& params) {

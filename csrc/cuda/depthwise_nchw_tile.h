@@ -51,9 +51,9 @@ TileNchw backward_input_nchw_tile(const ConvParams& params, const LaunchConfig& 
 
 using TileOf = TileNchw (*)(const ConvParams&, const LaunchConfig&);
 
-/// Sets everything but `kernel` in `config` for `output` planes of params.N images; false if nothing fits the device.
-bool choose_tile_nchw(const Problem& problem, const Planes& output, const PatchLimits& patch, TileOf tile_of,
-                      LaunchConfig& config);
+/// Appends configurations of `kernel` for `output` planes of params.N images, or none if nothing fits the device.
+void append_tiles_nchw(Kernel kernel, const Problem& problem, const Planes& output, const PatchLimits& patch,
+                       TileOf tile_of, Configs& configs);
 
 /// Whether the kernels know the layout, dtype, filter and stride of a problem, and its sizes fit their 32-bit
 /// arithmetic within a plane.
