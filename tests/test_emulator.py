@@ -7,10 +7,12 @@ import os
 import re
 import subprocess
 import sys
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from tests.emulator import build
 
@@ -212,6 +214,27 @@ def test_statistics(checked: ModuleType, vector: int, stride: int, sectors: int,
         assert found.file == "tests/emulator/planted_bugs.cu"
         assert (found.access, found.bytes, found.accesses, found.requests) == ("read", 4 * vector, 32, 1)
         assert (found.cost, found.ideal) == (cost, ideal)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_fma_rounds_once(plain: ModuleType, dtype: torch.dtype) -> None:
+    """Against exact fractions, also where a product in the middle between two numbers makes rounding twice go wrong."""
+    generator = torch.Generator().manual_seed(1)
+    a, b = torch.rand(2, 2000, generator=generator).add(1).to(dtype)
+    c = torch.exp2(-torch.rand(2000, generator=generator) * (20 if dtype is torch.float16 else 100)).to(dtype)
+    c[::2] *= -1
+    a[::3] = 1 + torch.finfo(dtype).eps
+    b[::3] = 1.5  # a product in the middle
+
+    def bits(values: torch.Tensor) -> list[int]:
+        return [value & 0xFFFF for value in values.view(torch.int16).tolist()]
+
+    for x, y, z, *raw in zip(a.tolist(), b.tolist(), c.tolist(), bits(a), bits(b), bits(c), strict=True):
+        exact = Fraction(x) * Fraction(y) + Fraction(z)
+        result = plain.fma_bits(dtype is torch.bfloat16, *raw)
+        near = torch.tensor([result - 1, result, result + 1]).to(torch.int16).view(dtype).tolist()
+        below, error, above = (abs(Fraction(value) - exact) for value in near)
+        assert error < min(below, above) or (error == min(below, above) and result % 2 == 0), (x, y, z)
 
 
 def test_other_builds_count_nothing(plain: ModuleType) -> None:

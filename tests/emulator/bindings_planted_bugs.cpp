@@ -66,5 +66,6 @@ PYBIND11_MODULE(cnnext_emulator_planted_bugs, m) {
     return with_operands(32 * vector * stride, 32,
                          [&](const float* x, float* y) { strided_reads(vector, stride, x, y); });
   });
+  m.def("fma_bits", &fma_bits);
   m.def("empty_launch", &empty_launch);
 }

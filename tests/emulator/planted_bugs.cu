@@ -239,6 +239,17 @@ __global__ void strided_reads_kernel(int stride, const float* x, float* y) {
   y[lane] = first + second;
 }
 
+template <class T>
+uint16_t fma_bits_of(uint16_t a, uint16_t b, uint16_t c) {
+  T values[3];
+  const uint16_t bits[3] = {a, b, c};
+  memcpy(static_cast<void*>(values), bits, sizeof(bits));
+  const T result = __hfma(values[0], values[1], values[2]);
+  uint16_t result_bits;
+  memcpy(&result_bits, &result, sizeof(result));
+  return result_bits;
+}
+
 __global__ void empty_kernel() {}
 
 dim3 to_dim3(const std::vector<unsigned>& v) { return dim3(v[0], v[1], v[2]); }
@@ -286,6 +297,10 @@ void strided_reads(int vector, int stride, const float* x, float* y) {
                       : vector == 2 ? strided_reads_kernel<float2>
                                     : strided_reads_kernel<float4>;
   launch(kernel, dim3(1), dim3(32), 32 * vector * stride * sizeof(float), nullptr, stride, x, y);
+}
+
+uint16_t fma_bits(bool bfloat16, uint16_t a, uint16_t b, uint16_t c) {
+  return bfloat16 ? fma_bits_of<__nv_bfloat16>(a, b, c) : fma_bits_of<__half>(a, b, c);
 }
 
 void empty_launch(std::vector<unsigned> grid, std::vector<unsigned> block, size_t shared_bytes) {

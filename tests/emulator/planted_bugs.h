@@ -2,6 +2,7 @@
 // both.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,9 @@ void thread_order(float* y);
 
 /// Each lane of one warp reads `vector` floats (1, 2 or 4) from x, and from shared memory, `stride` vectors apart.
 void strided_reads(int vector, int stride, const float* x, float* y);
+
+/// __hfma of the bits of half, or of bfloat16.
+uint16_t fma_bits(bool bfloat16, uint16_t a, uint16_t b, uint16_t c);
 
 /// A launch that does nothing, with these dimensions.
 void empty_launch(std::vector<unsigned> grid, std::vector<unsigned> block, size_t shared_bytes);
