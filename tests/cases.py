@@ -156,6 +156,13 @@ DEPTHWISE_CUDA_CASES = (
     _depthwise("cuda_padding_uneven_s2", (1, 16, 9, 8), 3, stride=2, padding=(0, 2)),
     _depthwise("cuda_one_tap", (1, 16, 7, 12), 3, padding=1),
     _depthwise("cuda_image_of_one_row_s2", (1, 16, 1, 9), 3, stride=2, padding=1),
+    _depthwise("cuda_channels_and_strips_beyond_one_block", (2, 132, 5, 37), 3, padding=1),
+    _depthwise("cuda_images_beyond_one_block", (9, 64, 3, 4), 5, padding=2),
+    _depthwise("cuda_dilated", (1, 16, 13, 11), 3, padding=2, dilation=(2, 3)),
+    _depthwise("cuda_dilated_5x5", (1, 8, 12, 19), 5, padding=4, dilation=2),
+    _depthwise("cuda_dilation_beyond_image", (1, 8, 4, 5), 3, padding=6, dilation=6),
+    _depthwise("cuda_7x7_odd_channels", (1, 5, 9, 8), 7, padding=3),
+    _depthwise("cuda_7x7_odd_channels_s2", (2, 3, 10, 9), 7, stride=2, padding=3),
 )
 
 GROUPED_CASES = (

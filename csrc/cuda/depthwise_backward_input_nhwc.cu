@@ -30,7 +30,7 @@ struct Traits {
   static constexpr int kRows = (kFilter + 1) / 2;      // pairs of rows in flight
   static constexpr int kColumns = kWidth + kRows - 1;  // of dy that a strip reads
   static constexpr bool kWeightsInRegisters = kFilter == 3;
-  using Filter = StagedFilter<T, kTaps, kVector>;
+  using Filter = StagedFilter<T, kFilter, kVector>;
 };
 
 /// A thread's part of dx, in pairs.
@@ -59,7 +59,7 @@ __device__ void transpose_slowly(const StripShape& shape, const typename K::Filt
       if (p2 < 0 || p2 % 2 != 0 || p2 / 2 >= shape.in.rows) continue;
       if (q2 < 0 || q2 % 2 != 0 || q2 / 2 >= shape.in.columns) continue;
       sum += to_accumulator(dy[p2 / 2 * shape.in.row_stride + q2 / 2 * shape.in.column_stride + v]) *
-             filter.own[tap * K::Filter::kPitch + v];
+             filter.weight(tap, v);
     }
     round_to(dx[h * shape.out.row_stride + w * shape.out.column_stride + v], sum);
   }
@@ -87,10 +87,10 @@ __global__ void __launch_bounds__(kStripThreads, K::kBlocks)
   dx += image * shape.out.image_stride + place.channel;
   if (!filter.is_finite()) return transpose_slowly<K>(shape, filter, {u_first, v_first, pairs}, dy, dx);
 
-  float weights[K::kWeightsInRegisters ? K::kTaps : 1][kVector];
+  float weights[K::kWeightsInRegisters ? kFilter : 1][kFilter][kVector];
   if constexpr (K::kWeightsInRegisters) {
 #pragma unroll
-    for (int tap = 0; tap < K::kTaps; ++tap) filter.read(tap, weights[tap]);
+    for (int r = 0; r < kFilter; ++r) filter.read_row(r, weights[r]);
   }
 
   // Rows and columns of dy, and what of them is inside it.
@@ -140,19 +140,16 @@ __global__ void __launch_bounds__(kStripThreads, K::kBlocks)
           for (int v = 0; v < kVector; ++v) sums[a][e][i][v] = a + 1 < kRows ? sums[a + 1][e][i][v] : 0.0f;
         }
         if (r >= kFilter) continue;
+        if constexpr (!K::kWeightsInRegisters) filter.read_row(r, weights[0]);
+        const auto& taps = weights[K::kWeightsInRegisters ? r : 0];
 #pragma unroll
         for (int s = 0; s < kFilter; ++s) {
-          float tap[kVector];
-          if constexpr (K::kWeightsInRegisters) {
-#pragma unroll
-            for (int v = 0; v < kVector; ++v) tap[v] = weights[r * kFilter + s][v];
-          } else {
-            filter.read(r * kFilter + s, tap);
-          }
 #pragma unroll
           for (int j = 0; j < kWidth; ++j) {
 #pragma unroll
-            for (int v = 0; v < kVector; ++v) sums[a][e][2 * j + s % 2][v] += now[j - s / 2 + kRows - 1][v] * tap[v];
+            for (int v = 0; v < kVector; ++v) {
+              sums[a][e][2 * j + s % 2][v] += now[j - s / 2 + kRows - 1][v] * taps[s][v];
+            }
           }
         }
       }

@@ -34,7 +34,7 @@ struct Traits {
   // Products with rows outside the image, and those for outputs outside the tile, are left out where they cost more
   // than the branches that it takes.
   static constexpr bool kSkipsRows = kFilter > 3;
-  using Filter = StagedFilter<T, kTaps, kVector>;
+  using Filter = StagedFilter<T, kFilter, kVector>;
 };
 
 /// A thread's part of y.
@@ -60,8 +60,7 @@ __device__ void correlate_slowly(const StripShape& shape, const typename K::Filt
       const int h = p * K::kStride - shape.pad_h + tap / K::kFilter * shape.dilation_h;
       const int w = q * K::kStride - shape.pad_w + tap % K::kFilter * shape.dilation_w;
       if (h < 0 || h >= shape.in.rows || w < 0 || w >= shape.in.columns) continue;
-      sum += to_accumulator(x[h * shape.in.row_stride + w * shape.in.column_stride + v]) *
-             filter.own[tap * K::Filter::kPitch + v];
+      sum += to_accumulator(x[h * shape.in.row_stride + w * shape.in.column_stride + v]) * filter.weight(tap, v);
     }
     round_to(y[p * shape.out.row_stride + q * shape.out.column_stride + v], activate(sum, activation));
   }
@@ -93,10 +92,10 @@ __global__ void __launch_bounds__(kStripThreads, K::kBlocks)
     return correlate_slowly<K>(shape, filter, {p_first, q_first, outputs}, activation, x, bias, y);
   }
 
-  float weights[K::kWeightsInRegisters ? K::kTaps : 1][kVector];
+  float weights[K::kWeightsInRegisters ? kFilter : 1][kFilter][kVector];
   if constexpr (K::kWeightsInRegisters) {
 #pragma unroll
-    for (int tap = 0; tap < K::kTaps; ++tap) filter.read(tap, weights[tap]);
+    for (int r = 0; r < kFilter; ++r) filter.read_row(r, weights[r]);
   }
   float start[kVector];
 #pragma unroll
@@ -157,19 +156,14 @@ __global__ void __launch_bounds__(kStripThreads, K::kBlocks)
           }
         }
         if (!K::kSkipsRows || (inside && static_cast<unsigned>(step - a) < static_cast<unsigned>(outputs))) {
+          if constexpr (!K::kWeightsInRegisters) filter.read_row(r, weights[0]);
+          const auto& taps = weights[K::kWeightsInRegisters ? r : 0];
 #pragma unroll
           for (int s = 0; s < kFilter; ++s) {
-            float tap[kVector];
-            if constexpr (K::kWeightsInRegisters) {
-#pragma unroll
-              for (int v = 0; v < kVector; ++v) tap[v] = weights[r * kFilter + s][v];
-            } else {
-              filter.read(r * kFilter + s, tap);
-            }
 #pragma unroll
             for (int j = 0; j < kWidth; ++j) {
 #pragma unroll
-              for (int v = 0; v < kVector; ++v) sums[k][j][v] += now[j * kStride + s][v] * tap[v];
+              for (int v = 0; v < kVector; ++v) sums[k][j][v] += now[j * kStride + s][v] * taps[s][v];
             }
           }
         } else if (t == 0) {

@@ -79,11 +79,13 @@ __device__ __forceinline__ unsigned column_mask(int first, int step, int count, 
   return ((1u << end) - 1) & ~((1u << begin) - 1);
 }
 
-/// The address `bytes` further, `times` times.
+/// The address `times` steps of `bytes` further.
 template <class T>
 __device__ __forceinline__ T* advance(T* p, unsigned bytes, int times) {
   using Byte = std::conditional_t<std::is_const_v<T>, const char, char>;
-  // NOTE: an unsigned step makes this one instruction.
+  // NOTE: the compiler would widen `bytes` once for all steps and then multiply in 64 bits, in three instructions or
+  // more; forgotten, it is one that multiplies 32 bits and adds to 64.
+  forget_origin(bytes);
   return reinterpret_cast<T*>(reinterpret_cast<Byte*>(p) + static_cast<uint64_t>(bytes) * times);
 }
 
@@ -154,16 +156,24 @@ __device__ __forceinline__ void write(T* p, const float (&values)[kVector]) {
   store(p, bits);
 }
 
-/// The filters of the block's channels in shared memory, as floats: [tap][channel].
-///
-/// In global memory the taps of a channel are neighbours; here the channels of a tap are, so that a thread reads the
-/// weights of its vector in one access, and a warp the same 128 bytes for all its strips.
-template <class T, int kTaps, int kVector>
+/// The filters of the block's channels in shared memory, as floats. A thread reads a row of its channels' filters at a
+/// time, [s][v], in pieces; a piece of all lanes is one run of memory, and strips of the same lane read the same.
+template <class T, int kFilter, int kVector>
 struct StagedFilter {
-  // A vector more than the channels: the taps of a channel fall on different banks.
-  static constexpr int kPitch = (kStripLanes + 1) * kVector;
-  static constexpr int kSize = kTaps * kPitch;
-  const float* own;  // the thread's first channel
+  static constexpr int kTaps = kFilter * kFilter;
+  static constexpr int kRow = kFilter * kVector;  // floats of a lane in a row
+  // With larger pieces a 7x7 kernel runs out of registers.
+  static constexpr int kPiece = kFilter == 7 ? kVector : 4;
+  static constexpr int kPieces = (kRow + kPiece - 1) / kPiece;
+  static constexpr int kPitch =
+      (kStripLanes + 1) * kPiece;  // one lane more, so that the pieces begin in different banks
+  static constexpr int kSize = kFilter * kPieces * kPitch;
+  const float* own;  // of the thread's lane
+
+  /// Where a lane's float i of row r is, s * kVector + v.
+  static __device__ __forceinline__ int offset(int r, int i) {
+    return (r * kPieces + i / kPiece) * kPitch + i % kPiece;
+  }
 
   /// Copies the filters of channels `first` to `channels` - 1, as many as the block has; ends with a barrier.
   static __device__ __forceinline__ StagedFilter stage(float* smem, const T* w, int first, int channels, bool flip) {
@@ -172,28 +182,51 @@ struct StagedFilter {
     const int thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
     const int threads = blockDim.x * blockDim.y * blockDim.z;
     for (int i = thread; i < count; i += threads) {
-      const int channel = i / kTaps, tap = i % kTaps;
-      smem[(flip ? kTaps - 1 - tap : tap) * kPitch + channel] = to_accumulator(block_w[i]);
+      const int channel = i / kTaps, lane = channel / kVector, v = channel % kVector;
+      const int tap = flip ? kTaps - 1 - i % kTaps : i % kTaps;
+      smem[offset(tap / kFilter, tap % kFilter * kVector + v) + lane * kPiece] = to_accumulator(block_w[i]);
     }
     __syncthreads();
-    return {smem + threadIdx.x * kVector};
+    return {smem + threadIdx.x * kPiece};
   }
 
-  __device__ __forceinline__ void read(int tap, float (&weights)[kVector]) const {
-    using Bits = typename BitsOf<kVector * sizeof(float)>::type;
-    const Bits bits = load<Bits>(own + tap * kPitch);
-    memcpy(weights, &bits, sizeof(bits));
+  __device__ __forceinline__ float weight(int tap, int v) const {
+    return own[offset(tap / kFilter, tap % kFilter * kVector + v)];
+  }
+
+  __device__ __forceinline__ void read_row(int r, float (&taps)[kFilter][kVector]) const {
+    float* const flat = &taps[0][0];
+#pragma unroll
+    for (int i = 0; i < kRow; i += kPiece) {
+      const float* const piece = own + offset(r, i);
+      const int count = kRow - i < kPiece ? kRow - i : kPiece;
+      if (count == 4) read_floats<float4>(flat + i, piece);
+      if (count == 2) read_floats<float2>(flat + i, piece);
+      if (count % 2 == 1) {
+#pragma unroll
+        for (int k = 0; k < count; ++k) flat[i + k] = piece[k];
+      }
+    }
+  }
+
+  template <class Floats>
+  static __device__ __forceinline__ void read_floats(float* values, const float* shared) {
+    const Floats floats = load<Floats>(shared);
+    memcpy(values, &floats, sizeof(floats));
   }
 
   /// Whether none of the thread's weights is infinite or NaN.
   __device__ __forceinline__ bool is_finite() const {
     float sum = 0;
 #pragma unroll
-    for (int tap = 0; tap < kTaps; ++tap) {
-      float weights[kVector];
-      read(tap, weights);
+    for (int r = 0; r < kFilter; ++r) {
+      float taps[kFilter][kVector];
+      read_row(r, taps);
 #pragma unroll
-      for (int v = 0; v < kVector; ++v) sum += weights[v] * 0.0f;
+      for (int s = 0; s < kFilter; ++s) {
+#pragma unroll
+        for (int v = 0; v < kVector; ++v) sum += taps[s][v] * 0.0f;
+      }
     }
     return sum == 0;
   }

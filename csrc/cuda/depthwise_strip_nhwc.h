@@ -37,15 +37,15 @@ struct Strip {
 /// are 4 where memory is.
 constexpr Strip correlation_strip(int filter, int stride, bool narrow, int element_bytes) {
   if (narrow) return {1, stride == 1 ? 7 : 4, 4};
-  if (filter == 3) return {4, 4, 3};
-  if (stride == 2) return {2, 4, 3};
+  if (filter == 3) return {4, 4, element_bytes == 2 ? 4 : 3};
+  if (stride == 2) return {2, 4, 4};
   return {2, 7, filter == 7 && element_bytes == 4 ? 2 : 3};
 }
 
 /// Strips of the gradient with stride 2; the width counts pairs of columns.
 constexpr Strip transposed_strip(int filter, bool narrow) {
   if (narrow) return {1, 4, 4};
-  return filter == 3 ? Strip{4, 2, 3} : Strip{2, 4, 3};
+  return filter == 3 ? Strip{4, 2, 4} : Strip{2, 4, filter == 5 ? 3 : 2};
 }
 
 /// The rows or columns of the result as strips count them: `classes` residues of `length` each.

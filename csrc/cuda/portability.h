@@ -80,3 +80,15 @@ __device__ __forceinline__ void copy_async_wait() {
 #else
 #include "emulator.h"
 #endif
+
+namespace cnnext::cuda {
+
+/// Keeps the compiler from knowing that `value`, of 32 bits, is the same as before: what is computed from it in a loop
+/// is computed there.
+__device__ __forceinline__ void forget_origin(unsigned& value) {
+#ifdef __CUDACC__
+  asm volatile("" : "+r"(value));
+#endif
+}
+
+}  // namespace cnnext::cuda
