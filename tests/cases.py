@@ -163,6 +163,22 @@ DEPTHWISE_CUDA_CASES = (
     _depthwise("cuda_dilation_beyond_image", (1, 8, 4, 5), 3, padding=6, dilation=6),
     _depthwise("cuda_7x7_odd_channels", (1, 5, 9, 8), 7, padding=3),
     _depthwise("cuda_7x7_odd_channels_s2", (2, 3, 10, 9), 7, stride=2, padding=3),
+    _depthwise("cuda_nchw_planes_7", (2, 130, 7, 7), 3, padding=1),
+    _depthwise("cuda_nchw_planes_14", (1, 70, 14, 14), 3, padding=1),
+    _depthwise("cuda_nchw_planes_14_s2", (1, 67, 14, 14), 5, stride=2, padding=2),
+    _depthwise("cuda_nchw_patches_of_uneven_rows", (1, 9, 15, 16), 5, padding=2),
+    _depthwise("cuda_nchw_bands", (1, 2, 75, 112), 3, padding=1),
+    _depthwise("cuda_nchw_bands_s2", (1, 1, 131, 112), 3, stride=2, padding=1),
+    _depthwise("cuda_nchw_bands_5x5", (1, 1, 57, 56), 5, padding=2),
+    _depthwise("cuda_nchw_bands_7x7", (1, 1, 29, 63), 7, padding=3),
+    _depthwise("cuda_nchw_7x7_s2", (1, 5, 30, 29), 7, stride=2, padding=3),
+    _depthwise("cuda_nchw_row_beyond_one_patch_a_thread", (1, 1, 5, 1000), 3, padding=1),
+    _depthwise("cuda_nchw_row_beyond_one_patch_a_thread_s2", (1, 1, 5, 1501), 3, stride=2, padding=1),
+    _depthwise("cuda_nchw_unpadded_5x5", (1, 9, 30, 29), 5),
+    _depthwise("cuda_nchw_padding_even_s2", (1, 9, 20, 23), 3, stride=2, padding=2),
+    _depthwise("cuda_nchw_dilation_in_bands", (1, 1, 80, 40), 3, padding=2, dilation=2),
+    _depthwise("cuda_nchw_dilation_in_bands_s2", (1, 1, 161, 80), 3, stride=2, padding=2, dilation=2),
+    _depthwise("cuda_nchw_multiplier_across_blocks", (2, 20, 14, 14), 3, multiplier=3, padding=1),
 )
 
 GROUPED_CASES = (

@@ -61,7 +61,9 @@ __device__ __forceinline__ void compute_any(const ConvParams& params, const Task
           sum += to_accumulator(task.dy[(p - task.dy_row) * Q + q]) * to_accumulator(task.filter[r * S + s]);
         }
       }
-      round_to(task.dx[i * W + j], sum);
+      T pixel;
+      round_to(pixel, sum);
+      store(task.dx + i * W + j, pixel);
     }
   }
 }
@@ -127,7 +129,9 @@ __device__ __forceinline__ void compute_patch(const ConvParams& params, const Ta
 #pragma unroll
       for (int v = 0; v <= kTileW; ++v) {
         const int j = v - odd_w;
-        if (j >= 0 && j < task.columns) round_to(task.dx[i * W + j], sums[v]);
+        T pixel;
+        round_to(pixel, sums[v]);
+        if (j >= 0 && j < task.columns) store(task.dx + i * W + j, pixel);
       }
     }
   }

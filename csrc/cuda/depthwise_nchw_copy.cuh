@@ -126,8 +126,13 @@ __device__ __forceinline__ void store_4(T* p, const float (&v)[4]) {
 /// Writes float32 sums from shared memory, after the activation, rounded to T.
 template <int kThreads, class T>
 __device__ __forceinline__ void copy_out(const PlaneRows<T>& to, const float* shared, Activation activation) {
+  const auto finish = [&](T& element, float sum) {
+    T rounded;
+    round_to(rounded, activate(sum, activation));
+    store(&element, rounded);
+  };
   if (!to.dense) {
-    to.for_each([&](T& element, int i) { round_to(element, activate(shared[i], activation)); });
+    to.for_each([&](T& element, int i) { finish(element, shared[i]); });
     return;
   }
   constexpr int kWidth = kOutWidth<float>;
@@ -151,7 +156,7 @@ __device__ __forceinline__ void copy_out(const PlaneRows<T>& to, const float* sh
 #pragma unroll 1
   for (int i = threadIdx.x; i < run.rest; i += kThreads) {
     const int element = run.single(i, kWidth);
-    round_to(to.global[element], activate(shared[element], activation));
+    finish(to.global[element], shared[element]);
   }
 }
 
