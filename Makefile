@@ -2,13 +2,13 @@
 
 PYTHON ?= python
 SOURCES := cnnext bench examples tests build_tools setup.py
-CPP_SOURCES := $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CPP_SOURCES := $(shell find csrc tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help build test doctest lint format typecheck bench matrix clean
+.PHONY: help build test doctest lint format typecheck bench static-report matrix clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## compile the kernels and install the package, editable, with all development tools
 	$(PYTHON) -m pip install --editable ".[dev]"
@@ -34,6 +34,9 @@ typecheck: ## check the type hints
 
 bench: ## measure accuracy and speed against PyTorch
 	$(PYTHON) -m bench
+
+static-report: ## registers, spills and predicted times of the CUDA kernels, for every architecture, against their budget
+	$(PYTHON) -m bench.static_report --arch 80 --arch 90 --arch 100 --arch 120 --check
 
 matrix: ## install the package in fresh environments: CPU torch, CUDA torch with and without nvcc, no torch
 	$(PYTHON) build_tools/install_matrix.py

@@ -140,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sections[architecture] = budget.section(shown, predictions)
         if options.check:
             failures += budget.check(old, architecture, shown, predictions)
+            failures += budget.check_vectors(shown)
         if options.markdown:
             command = shlex.join(["python", "-m", "bench.static_report", *(argv if argv is not None else sys.argv[1:])])
             title = f"Static report, sm_{architecture}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.report import write_json
-from bench.static_report.kernels import VECTOR_LOADS, VECTOR_STORES, KernelReport
+from bench.static_report.kernels import VECTOR_KERNELS, KernelReport
 from bench.static_report.model import Prediction
 
 PATH = Path(__file__).resolve().parent.parent / "static_budget.json"
@@ -27,6 +27,8 @@ def kernel_entry(kernel: KernelReport) -> dict[str, int]:
         "stack_bytes": kernel.resources.stack_bytes,
         "loads16": kernel.loads16,
         "stores16": kernel.stores16,
+        "widest_load": kernel.widest_load,
+        "widest_store": kernel.widest_store,
     }
 
 
@@ -107,12 +109,32 @@ def check(
 
 
 def _vector_failures(where: str, kernel: KernelReport, allowed: Mapping[str, int] | None) -> list[str]:
+    """Accesses that became narrower, or are no longer 16 bytes."""
     failures = []
-    rules = (("loads16", "loads", VECTOR_LOADS), ("stores16", "stores", VECTOR_STORES))
-    for key, what, declared in rules:
-        count = getattr(kernel, key)
-        # A new instantiation of a vector kernel is to have some; an old one keeps what the budget says it has.
-        expected = allowed[key] > 0 if allowed else kernel.source in declared
-        if expected and count == 0:
-            failures.append(f"{where}: no 16-byte {what} are left")
+    for key, what in (("load", "load from"), ("store", "store to")):
+        widest = getattr(kernel, f"widest_{key}")
+        if allowed and widest < allowed[f"widest_{key}"]:
+            was = allowed[f"widest_{key}"]
+            failures.append(f"{where}: the widest {what} global memory has {widest} bytes, was {was}")
+    return failures
+
+
+def check_vectors(kernels: Sequence[KernelReport]) -> list[str]:
+    """Return the vector kernels that for some dtype have no instantiation with accesses as wide as they are to be."""
+    groups: dict[tuple[int, str, str], list[KernelReport]] = {}
+    for kernel in kernels:
+        if kernel.source in VECTOR_KERNELS:
+            groups.setdefault((kernel.architecture, kernel.source, kernel.dtype), []).append(kernel)
+    failures = []
+    for (architecture, source, dtype), group in groups.items():
+        load, store = VECTOR_KERNELS[source]
+        for what, wanted, widest in (
+            ("load from", load, max(kernel.widest_load for kernel in group)),
+            ("store to", store, max(kernel.widest_store for kernel in group)),
+        ):
+            if widest < wanted:
+                failures.append(
+                    f"sm_{architecture} {source} {dtype}: the widest {what} global memory has {widest} bytes, "
+                    f"{wanted} wanted"
+                )
     return failures

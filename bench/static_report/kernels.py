@@ -12,17 +12,17 @@ from bench.static_report import sass
 from bench.static_report.compile import Compiled, Resources, parse_ptxas
 from bench.static_report.cubin import Constants, read_constants
 
-#: The kernels, by the names of their files, whose loops over the tensors are to use 16-byte loads from global memory
-#: (or copies to shared memory), and those that are to use 16-byte stores. The kernels of last resort are in neither.
-VECTOR_LOADS = (
-    "depthwise_forward_nhwc",
-    "depthwise_forward_nchw",
-    "depthwise_backward_input_nhwc",
-    "depthwise_backward_input_nchw",
-    "depthwise_backward_weight_nhwc",
-    "depthwise_backward_weight_nchw",
-)
-VECTOR_STORES = ("depthwise_forward_nhwc", "depthwise_backward_input_nhwc")
+#: The vector kernels, by the names of their files: how many bytes a thread is to load from global memory (or copy from
+#: there to shared memory) and to store there in one access, in at least one instantiation for each dtype. The kernels
+#: of last resort have no such duty.
+VECTOR_KERNELS = {
+    "depthwise_forward_nhwc": (8, 8),
+    "depthwise_forward_nchw": (16, 8),
+    "depthwise_backward_input_nhwc": (8, 8),
+    "depthwise_backward_input_nchw": (16, 16),
+    "depthwise_backward_weight_nhwc": (16, 4),
+    "depthwise_backward_weight_nchw": (16, 4),
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,25 @@ class KernelReport:
     def stores16(self) -> int:
         """16-byte stores to global memory in the machine code."""
         return self.mix["global_store 16"]
+
+    @property
+    def widest_load(self) -> int:
+        """Bytes of a thread's widest load from global memory, or copy from there to shared memory."""
+        return self._widest("global_load", "async_copy")
+
+    @property
+    def widest_store(self) -> int:
+        """Bytes of a thread's widest store to global memory."""
+        return self._widest("global_store")
+
+    @property
+    def dtype(self) -> str:
+        """The first type among the template arguments; empty if there is none."""
+        match = re.search(r"\b(fp16|bf16|float|double)\b", self.name)
+        return match[1] if match else ""
+
+    def _widest(self, *kinds: str) -> int:
+        return max((int(key.split(" ")[1]) for key in self.mix if key.split(" ")[0] in kinds), default=0)
 
 
 def largest_inner_loop(function: sass.Function) -> Sequence[sass.Instruction]:

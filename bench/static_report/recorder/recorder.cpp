@@ -53,8 +53,7 @@ std::string describe(const static_report::Launch& launch) {
 /// `op`: 0 forward, 1 backward_input, 2 backward_weight of a depthwise convolution. `values`: see read_problem.
 /// `choice`: which of the planner's configurations. Returns the configuration and a line for each launch; an empty text
 /// if there are not so many configurations. Valid until the next call.
-extern "C" __attribute__((visibility("default"))) const char* cnnext_record(int op, const int64_t* values,
-                                                                             int choice) {
+extern "C" __attribute__((visibility("default"))) const char* cnnext_record(int op, const int64_t* values, int choice) {
   static std::string text;
   text.clear();
   static_report::launches.clear();
