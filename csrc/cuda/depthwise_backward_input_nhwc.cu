@@ -74,9 +74,6 @@ __global__ void __launch_bounds__(kStripThreads, K::kBlocks)
   CNNEXT_STATIC_SHARED(float, smem_filter, K::Filter::kSize);
 
   const StripPlace place = find_strip<kVector>(shape);
-  const auto filter = K::Filter::stage(smem_filter, w, place.block_channel, shape.channels, false);
-  if (!place.exists) return;
-
   // The first pair may begin with a row (column) of padding, the last pair end with one.
   const int u_last = (shape.out.rows - 1 + shape.pad_h) / 2;
   const int u_first = shape.pad_h / 2 + place.band % shape.tiles * shape.tile_h;
@@ -85,19 +82,12 @@ __global__ void __launch_bounds__(kStripThreads, K::kBlocks)
   const int64_t image = place.band / shape.tiles;
   dy += image * shape.in.image_stride + place.channel;
   dx += image * shape.out.image_stride + place.channel;
-  if (!filter.is_finite()) return transpose_slowly<K>(shape, filter, {u_first, v_first, pairs}, dy, dx);
-
-  float weights[K::kWeightsInRegisters ? kFilter : 1][kFilter][kVector];
-  if constexpr (K::kWeightsInRegisters) {
-#pragma unroll
-    for (int r = 0; r < kFilter; ++r) filter.read_row(r, weights[r]);
-  }
 
   // Rows and columns of dy, and what of them is inside it.
   const int q_first = v_first - (kRows - 1);
   int p = u_first - (kRows - 1);
   const int p_end = u_first + pairs;
-  const unsigned dy_columns = column_mask(q_first, 1, kColumns, shape.in.columns);
+  const unsigned dy_columns = place.exists ? column_mask(q_first, 1, kColumns, shape.in.columns) : 0u;
   const unsigned dy_step = shape.in.column_stride * sizeof(T);
   const T* dy_row = dy + p * shape.in.row_stride + q_first * shape.in.column_stride;
   Channels<T, kVector> next[kColumns];
@@ -113,6 +103,16 @@ __global__ void __launch_bounds__(kStripThreads, K::kBlocks)
     dy_row += shape.in.row_stride;
   };
 
+  read_row();  // on its way while the block copies its filters
+  const auto filter = K::Filter::stage(smem_filter, w, place.block_channel, shape.channels, false);
+  if (!place.exists) return;
+  if (!filter.is_finite()) return transpose_slowly<K>(shape, filter, {u_first, v_first, pairs}, dy, dx);
+  float weights[K::kWeightsInRegisters ? kFilter : 1][kFilter][kVector];
+  if constexpr (K::kWeightsInRegisters) {
+#pragma unroll
+    for (int r = 0; r < kFilter; ++r) filter.read_row(r, weights[r]);
+  }
+
   const int w_first = 2 * v_first - shape.pad_w;
   int h = 2 * u_first - shape.pad_h;
   const unsigned dx_columns = column_mask(w_first, 1, 2 * kWidth, shape.out.columns);
@@ -122,7 +122,6 @@ __global__ void __launch_bounds__(kStripThreads, K::kBlocks)
   // In step i row i of dy, counted from p, is used: by the pair u = p + a as its filter rows 2a and 2a + 1. Pair p + a
   // is sums[a], and so are columns: pixel 2j + f of a row gets filter columns s = 2b + f from column j - b of dy.
   float sums[kRows][2][2 * kWidth][kVector] = {};
-  read_row();
 #pragma unroll 1
   for (int step = 0; step < pairs + kRows - 1; ++step) {
     float now[kColumns][kVector];

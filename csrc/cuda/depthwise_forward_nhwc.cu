@@ -75,37 +75,22 @@ __global__ void __launch_bounds__(kStripThreads, K::kBlocks)
   CNNEXT_STATIC_SHARED(float, smem_filter, K::Filter::kSize);
 
   const StripPlace place = find_strip<kVector>(shape);
-  const auto filter = K::Filter::stage(smem_filter, w, place.block_channel, shape.channels, flip);
-  if (!place.exists) return;
-
   const int residue_w = place.strip / shape.strips, residue_h = place.band / shape.tiles % shape.dilation_h;
   const int p_first = residue_h + place.band % shape.tiles * shape.tile_h * shape.dilation_h;
   const int q_first = residue_w + place.strip % shape.strips * kWidth * shape.dilation_w;
   const int outputs = min(shape.tile_h, (shape.out.rows - p_first + shape.dilation_h - 1) / shape.dilation_h);
-  if (outputs <= 0 || q_first >= shape.out.columns) return;  // a residue with fewer rows or columns than the others
+  // Some residues have fewer rows or columns than others.
+  const bool exists = place.exists && outputs > 0 && q_first < shape.out.columns;
   const int64_t image = place.band / shape.tiles / shape.dilation_h;
-
   x += image * shape.in.image_stride + place.channel;
   y += image * shape.out.image_stride + place.channel;
   if (bias != nullptr) bias += place.channel;
-  if (!filter.is_finite()) {
-    return correlate_slowly<K>(shape, filter, {p_first, q_first, outputs}, activation, x, bias, y);
-  }
-
-  float weights[K::kWeightsInRegisters ? kFilter : 1][kFilter][kVector];
-  if constexpr (K::kWeightsInRegisters) {
-#pragma unroll
-    for (int r = 0; r < kFilter; ++r) filter.read_row(r, weights[r]);
-  }
-  float start[kVector];
-#pragma unroll
-  for (int v = 0; v < kVector; ++v) start[v] = bias == nullptr ? 0.0f : to_accumulator(bias[v]);
 
   // Input rows and columns, and what of them is inside the image.
   const int w_first = q_first * kStride - shape.pad_w;
   int h = p_first * kStride - shape.pad_h;
   const int rows = (outputs - 1) * kStride + kFilter;
-  const unsigned x_columns = column_mask(w_first, shape.dilation_w, kColumns, shape.in.columns);
+  const unsigned x_columns = exists ? column_mask(w_first, shape.dilation_w, kColumns, shape.in.columns) : 0u;
   const unsigned x_step = shape.in.column_stride * shape.dilation_w * sizeof(T);
   const T* x_row = x + h * shape.in.row_stride + w_first * shape.in.column_stride;
   int row = 0;
@@ -127,6 +112,21 @@ __global__ void __launch_bounds__(kStripThreads, K::kBlocks)
     return inside;
   };
 
+  bool next_inside = read_row();  // on its way while the block copies its filters
+  const auto filter = K::Filter::stage(smem_filter, w, place.block_channel, shape.channels, flip);
+  if (!exists) return;
+  if (!filter.is_finite()) {
+    return correlate_slowly<K>(shape, filter, {p_first, q_first, outputs}, activation, x, bias, y);
+  }
+  float weights[K::kWeightsInRegisters ? kFilter : 1][kFilter][kVector];
+  if constexpr (K::kWeightsInRegisters) {
+#pragma unroll
+    for (int r = 0; r < kFilter; ++r) filter.read_row(r, weights[r]);
+  }
+  float start[kVector];
+#pragma unroll
+  for (int v = 0; v < kVector; ++v) start[v] = bias == nullptr ? 0.0f : to_accumulator(bias[v]);
+
   const unsigned y_columns = column_mask(q_first, shape.dilation_w, kWidth, shape.out.columns);
   const unsigned y_step = shape.out.column_stride * shape.dilation_w * sizeof(T);
   T* y_row = y + p_first * shape.out.row_stride + q_first * shape.out.column_stride;
@@ -134,7 +134,6 @@ __global__ void __launch_bounds__(kStripThreads, K::kBlocks)
   // In step i the input rows i * kStride + t, t < kStride, are used: by output i - a as its filter row a * kStride + t.
   // Output i - a is sums[kRows - 1 - a].
   float sums[kRows][kWidth][kVector] = {};
-  bool next_inside = read_row();
 #pragma unroll 1
   for (int step = 0; step < outputs + kRows - 1; ++step) {
 #pragma unroll

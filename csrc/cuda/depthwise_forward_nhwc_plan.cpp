@@ -1,6 +1,6 @@
 // Configurations of the channels_last depthwise strip kernels: which problems they run, and in what blocks and tiles.
 #include <algorithm>
-#include <cmath>
+#include <cstdlib>
 
 #include "depthwise_strip_nhwc.h"
 
@@ -39,14 +39,14 @@ Blocks make_blocks(const StripProblem& problem, int64_t tile_h) {
       {lanes, y, z}, ceil_div(vectors, lanes) * ceil_div(strips, y) * ceil_div(bands, z), round_up(lanes * y * z, 32)};
 }
 
-/// Time for a tile height, in rows of a strip: the rounds in which the device runs the blocks, times the rows of a
-/// tile, of which those that two tiles share are half price, because they come from a cache.
+/// Time for a tile height, in rows of a block: the blocks that the busiest multiprocessor runs, times the rows of a
+/// tile. With few blocks an SM has too little on its way and takes as long as for two thirds of those that it can hold.
+/// Rows that two tiles share are half price: they come from a cache, and not all of their products are needed.
 double cost(const StripProblem& problem, const DeviceFacts& device, int64_t tile_h) {
   const Blocks blocks = make_blocks(problem, tile_h);
-  const double resident =
-      static_cast<double>(device.multiprocessors) * problem.strip.blocks * kStripThreads / blocks.threads;
-  const double rounds = blocks.count / resident;
-  return (rounds < 4 ? std::ceil(rounds) : rounds) * (tile_h * problem.rows_per_output + problem.extra_rows * 0.5);
+  const double held = static_cast<double>(problem.strip.blocks) * kStripThreads / blocks.threads;
+  const double run = std::max<double>(ceil_div(blocks.count, device.multiprocessors), held * 2 / 3);
+  return run * blocks.threads * (tile_h * problem.rows_per_output + problem.extra_rows * 0.5);
 }
 
 }  // namespace
@@ -77,18 +77,21 @@ void append_strip_configs(const StripProblem& problem, const DeviceFacts& device
 }
 
 bool is_strip_problem(const ConvParams& p) {
-  constexpr int64_t kLargest = int64_t{1} << 31;
-  // In bytes, with what a strip may address beyond the image's borders, although it does not read there.
-  const auto extent = [&](int64_t height, int64_t width, const Strides4& strides) {
-    const int64_t rows = height + 2 * std::abs(p.pad_h) + 64 * p.dilation_h;
-    const int64_t columns = width + 2 * std::abs(p.pad_w) + 64 * p.dilation_w;
-    if (rows >= kLargest || columns >= kLargest || strides.h >= kLargest || strides.w >= kLargest) return kLargest;
-    return (rows * strides.h + columns * strides.w + p.C) * size_of(p.dtype);
+  // Offsets in bytes, with what a strip may address beyond the image's borders, although it does not read there.
+  constexpr int64_t kLargest = (int64_t{1} << 31) - 1;
+  const auto length_fits = [&](int64_t size, int64_t pad, int64_t dilation, int64_t stride) {
+    const int64_t length = size + 2 * std::abs(pad) + 64 * dilation;
+    return length <= kLargest && length * std::max<int64_t>(stride, 1) <= kLargest / 3 / size_of(p.dtype);
+  };
+  const auto image_fits = [&](int64_t height, int64_t width, const Strides4& strides) {
+    return length_fits(height, p.pad_h, p.dilation_h, strides.h) &&
+           length_fits(width, p.pad_w, p.dilation_w, strides.w);
   };
   return p.layout == Layout::kNHWC && p.dtype != DType::kFloat64 && p.K == p.C && p.R == p.S &&
          (p.R == 3 || p.R == 5 || p.R == 7) && p.stride_h == p.stride_w &&
          (p.stride_h == 1 || (p.stride_h == 2 && p.dilation_h == 1 && p.dilation_w == 1)) &&
-         extent(p.H, p.W, p.x_strides) < kLargest && extent(p.P, p.Q, p.y_strides) < kLargest;
+         p.C <= kLargest / 3 / size_of(p.dtype) && image_fits(p.H, p.W, p.x_strides) &&
+         image_fits(p.P, p.Q, p.y_strides);
 }
 
 bool fits_vector(const Problem& problem, int vector) {
