@@ -94,63 +94,32 @@ struct Sums {
   float dy = 0;
 };
 
-/// A thread's way down its columns: `x` points at row h of its first column of x, `dy` at its next output.
+/// A thread's way down its columns of one plane after the other.
 template <class T, int kColumns, int kS, int kStride>
-struct Slide {
-  static constexpr int kWidth = (kColumns - 1) * kStride + kS;
-
-  const T* x;
-  const T* dy;
-  int h, H;
-  int x_pitch, dy_pitch;
-  unsigned inside;  // bit i: column i of x lies in the image
-  // The i-th row since the start lies in rows[i % kS], so nothing moves. Columns outside the image are always zero.
-  float rows[kS][kWidth] = {};
-
-  /// Loads the next row, which lies in the image.
-  __device__ __forceinline__ void load_row(float (&row)[kWidth]) {
+class Slide {
+ public:
+  /// The first column of x is w.
+  __device__ __forceinline__ Slide(const PlanesOf& x, const PlanesOf& dy, int w)
+      : H_(x.H), x_pitch_(x.W), dy_pitch_(dy.W) {
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) {
-      if (inside >> i & 1) row[i] = to_accumulator(x[i]);
+      inside_ |= static_cast<unsigned>(w + i) < static_cast<unsigned>(x.W) ? 1u << i : 0u;
     }
-    x += x_pitch;
-    ++h;
   }
 
-  /// Loads the next row, or zeros where there is none.
-  __device__ __forceinline__ void load_row_if_inside(float (&row)[kWidth]) {
-    if (static_cast<unsigned>(h) < static_cast<unsigned>(H)) return load_row(row);
+  /// Adds the products of `count` rows of outputs, the first of them at `dy`; `x` is the element of row h and the first
+  /// column that the first output meets, inside the image or not.
+  __device__ __forceinline__ void run(Sums<kS>& sums, const T* x, const T* dy, int h, int count) {
+    x_ = x, dy_ = dy, h_ = h;
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) row[i] = 0;
-    x += x_pitch;
-    ++h;
-  }
-
-  /// The products of the next row of outputs, with the rows of x that were loaded from the `first`-th on.
-  __device__ __forceinline__ void add_products(Sums<kS>& sums, int first) {
-#pragma unroll
-    for (int c = 0; c < kColumns; ++c) {
-      const float dy_value = to_accumulator(dy[c]);
-      sums.dy += dy_value;
-#pragma unroll
-      for (int r = 0; r < kS; ++r) {
-#pragma unroll
-        for (int s = 0; s < kS; ++s) sums.taps[r][s] += rows[(first + r) % kS][c * kStride + s] * dy_value;
-      }
-    }
-    dy += dy_pitch;
-  }
-
-  /// All of `count` rows of outputs.
-  __device__ __forceinline__ void run(Sums<kS>& sums, int count) {
-#pragma unroll
-    for (int r = 0; r < kS - kStride; ++r) load_row_if_inside(rows[r]);
+    for (int r = 0; r < kS - kStride; ++r) load_row_if_inside(rows_[r]);
     // kS steps bring every row back to its place. The first loop is for those whose new rows all lie in the image.
-    for (; count >= kS && h >= 0 && h + kS * kStride <= H; count -= kS) {
+#pragma unroll 1
+    for (; count >= kS && h_ >= 0 && h_ + kS * kStride <= H_; count -= kS) {
 #pragma unroll
       for (int i = 0; i < kS; ++i) {
 #pragma unroll
-        for (int r = kS - kStride; r < kS; ++r) load_row(rows[(i * kStride + r) % kS]);
+        for (int r = kS - kStride; r < kS; ++r) load_row(rows_[(i * kStride + r) % kS]);
         add_products(sums, i * kStride);
       }
     }
@@ -160,11 +129,56 @@ struct Slide {
       for (int i = 0; i < kS; ++i) {
         if (i >= count) break;
 #pragma unroll
-        for (int r = kS - kStride; r < kS; ++r) load_row_if_inside(rows[(i * kStride + r) % kS]);
+        for (int r = kS - kStride; r < kS; ++r) load_row_if_inside(rows_[(i * kStride + r) % kS]);
         add_products(sums, i * kStride);
       }
     }
   }
+
+ private:
+  static constexpr int kWidth = (kColumns - 1) * kStride + kS;
+
+  /// Loads the next row, which lies in the image.
+  __device__ __forceinline__ void load_row(float (&row)[kWidth]) {
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      if (inside_ >> i & 1) row[i] = to_accumulator(x_[i]);
+    }
+    x_ += x_pitch_;
+    ++h_;
+  }
+
+  /// Loads the next row, or zeros where there is none.
+  __device__ __forceinline__ void load_row_if_inside(float (&row)[kWidth]) {
+    if (static_cast<unsigned>(h_) < static_cast<unsigned>(H_)) return load_row(row);
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) row[i] = 0;
+    x_ += x_pitch_;
+    ++h_;
+  }
+
+  /// The products of the next row of outputs, with the rows of x that were loaded from the `first`-th on.
+  __device__ __forceinline__ void add_products(Sums<kS>& sums, int first) {
+#pragma unroll
+    for (int c = 0; c < kColumns; ++c) {
+      const float dy_value = to_accumulator(dy_[c]);
+      sums.dy += dy_value;
+#pragma unroll
+      for (int r = 0; r < kS; ++r) {
+#pragma unroll
+        for (int s = 0; s < kS; ++s) sums.taps[r][s] += rows_[(first + r) % kS][c * kStride + s] * dy_value;
+      }
+    }
+    dy_ += dy_pitch_;
+  }
+
+  const T* x_;   // row h_ of the first column of x
+  const T* dy_;  // the next output
+  int h_;
+  const int H_, x_pitch_, dy_pitch_;
+  unsigned inside_ = 0;  // bit i: column i of x lies in the image
+  // The i-th row since the start lies in rows_[i % kS], so nothing moves. Columns outside the image are always zero.
+  float rows_[kS][kWidth] = {};
 };
 
 template <class T, int kColumns, int kS, int kStride>
@@ -230,29 +244,19 @@ __global__ void __launch_bounds__(kBlockThreads<kS>, 2)
     const int first_row = dy_begin + share * g.rows_a_share;
     const int rows = plane < planes && share < g.shares ? min(g.rows_a_share, dy_end - first_row) : 0;
     const int images = rows > 0 ? tile.images(g) : 0;
-    for (int i = 0; i < images; ++i) {
-      const int64_t n = int64_t{tile.n} * g.images + i;
-      const int x_skew = g.x.aligned ? 0 : skew_of(g.x.rows(x, n, first_channel, planes, x_begin, x_end));
-      const int dy_skew = g.dy.aligned ? 0 : skew_of(g.dy.rows(dy, n, first_channel, planes, dy_begin, dy_end));
-      const T* const x_plane =
-          reinterpret_cast<const T*>(x_stage + i * g.x.image_bytes) + x_skew + plane * (x_end - x_begin) * g.x.W;
-      const T* const dy_plane = reinterpret_cast<const T*>(x_stage + g.dy_offset + i * g.dy.image_bytes) + dy_skew +
-                                (plane * (dy_end - dy_begin) + share * g.rows_a_share) * g.dy.W;
-      for (int q = strip * kColumns; q < g.dy.W; q += g.strips * kColumns) {
-        Slide<T, kColumns, kS, kStride> slide;
-        const int w = q * kStride - g.pad_w;
-        slide.h = first_row * kStride - g.pad_h;
-        slide.H = g.x.H;
-        slide.x = x_plane + (slide.h - x_begin) * g.x.W + w;
-        slide.dy = dy_plane + q;
-        slide.x_pitch = g.x.W;
-        slide.dy_pitch = g.dy.W;
-        slide.inside = 0;
-#pragma unroll
-        for (int i = 0; i < slide.kWidth; ++i) {
-          slide.inside |= static_cast<unsigned>(w + i) < static_cast<unsigned>(g.x.W) ? 1u << i : 0u;
-        }
-        slide.run(sums, rows);
+    for (int q = strip * kColumns; q < g.dy.W; q += g.strips * kColumns) {
+      const int h = first_row * kStride - g.pad_h, w = q * kStride - g.pad_w;
+      Slide<T, kColumns, kS, kStride> slide(g.x, g.dy, w);
+      // This thread's first elements in the first image.
+      const int x_offset = (plane * (x_end - x_begin) + h - x_begin) * g.x.W + w;
+      const int dy_offset = (plane * (dy_end - dy_begin) + share * g.rows_a_share) * g.dy.W + q;
+      for (int i = 0; i < images; ++i) {
+        const int64_t n = int64_t{tile.n} * g.images + i;
+        const int x_skew = g.x.aligned ? 0 : skew_of(g.x.rows(x, n, first_channel, planes, x_begin, x_end));
+        const int dy_skew = g.dy.aligned ? 0 : skew_of(g.dy.rows(dy, n, first_channel, planes, dy_begin, dy_end));
+        slide.run(sums, reinterpret_cast<const T*>(x_stage + i * g.x.image_bytes) + x_skew + x_offset,
+                  reinterpret_cast<const T*>(x_stage + g.dy_offset + i * g.dy.image_bytes) + dy_skew + dy_offset, h,
+                  rows);
       }
     }
   }

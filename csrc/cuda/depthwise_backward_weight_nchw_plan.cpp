@@ -14,9 +14,9 @@ using namespace backward_weight_nchw;
 constexpr int kBlocksForShared = 2;
 constexpr int kMostImages = 8;
 /// Rows of a thread, where there are enough: it loads S - 1 rows of x before its first output.
-constexpr int kMinRows = 7;
+constexpr int kMinRows = 28;
 /// The workspace, written and read, may add this fraction of the bytes of x and dy.
-constexpr double kWorkspaceFraction = 0.03;
+constexpr double kWorkspaceFraction = 0.06;
 
 bool fits(const ConvParams& p) {
   const bool runs = p.layout == Layout::kNCHW && p.dtype != DType::kFloat64 && p.K == p.C && p.R == p.S &&
@@ -73,7 +73,7 @@ void plan_depthwise_backward_weight_nchw(const Problem& problem, Configs& config
   const int64_t groups = ceil_div(p.K, tile.planes);
   const int64_t tiles = tile.count(p);
   const int64_t blocks_a_multiprocessor =
-      std::clamp<int64_t>(device.shared_bytes_per_multiprocessor / (shared_bytes + 1024), 1, 2);
+      std::clamp<int64_t>(device.shared_bytes_per_multiprocessor / (shared_bytes + 1024), 1, kBlocksForShared);
   const double bytes = static_cast<double>(p.N) * p.K * (p.H * p.W + p.P * p.Q) * size_of(p.dtype);
   const double part_bytes = 2.0 * (p.R * p.S + 1) * p.K * 4;
   const int64_t affordable = std::max<int64_t>(1, static_cast<int64_t>(kWorkspaceFraction * bytes / part_bytes));

@@ -18,7 +18,7 @@ constexpr int kBlocksForShared = 2;
 constexpr int kMostImages = 8;
 constexpr int kMostBiasBytes = 8 * 1024;
 /// The workspace, written and read, may add this fraction of the bytes of x and dy.
-constexpr double kWorkspaceFraction = 0.03;
+constexpr double kWorkspaceFraction = 0.06;
 
 bool fits(const Problem& problem) {
   const ConvParams& p = problem.params;
@@ -99,8 +99,7 @@ void plan_depthwise_backward_weight_nhwc(const Problem& problem, Configs& config
   const int64_t slabs = ceil_div(vectors, lanes);
   const int64_t tiles = tile.count(p);
   const int64_t blocks_a_multiprocessor =
-      std::max<int64_t>(1, std::min<int64_t>(device.shared_bytes_per_multiprocessor / (shared_bytes + 1024),
-                                             2 * max_threads(static_cast<int>(p.S)) / threads));
+      std::clamp<int64_t>(device.shared_bytes_per_multiprocessor / (shared_bytes + 1024), 1, kBlocksForShared);
   const double bytes = static_cast<double>(p.N) * p.K * (p.H * p.W + p.P * p.Q) * size_of(p.dtype);
   const double part_bytes = 2.0 * (p.R * p.S + 1) * p.K * 4;
   const int64_t affordable = std::max<int64_t>(1, static_cast<int64_t>(kWorkspaceFraction * bytes / part_bytes));
