@@ -332,7 +332,7 @@ def kernel(functions: dict[str, sass.Function]) -> kernels.KernelReport:
 @pytest.fixture
 def saved(tmp_path: Path, kernel: kernels.KernelReport, prediction: SimpleNamespace) -> Iterator[dict[str, object]]:
     path = tmp_path / "budget.json"
-    new = budget.section([kernel], [prediction])  # type: ignore[list-item]
+    new = budget.section([kernel], [prediction], "13.0")  # type: ignore[list-item]
     budget.update(budget.load(path), {90: new}, "the first", complete=True, path=path)
     return budget.load(path)  # type: ignore[return-value]
 
@@ -384,7 +384,7 @@ def test_update_needs_a_reason(tmp_path: Path) -> None:
 
 
 def test_partial_update_keeps_the_rest(saved: dict, tmp_path: Path) -> None:
-    new = {"kernels": {"other": {"registers": 1}}, "layers_us": {}}
+    new = {"nvcc": "13.0", "kernels": {"other": {"registers": 1}}, "layers_us": {}}
     budget.update(saved, {90: new}, "one more", complete=False, path=tmp_path / "budget.json")
     assert set(saved["sm_90"]["kernels"]) == {"scale", "other"}
     assert len(saved["sm_90"]["layers_us"]) == 1

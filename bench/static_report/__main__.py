@@ -14,7 +14,7 @@ from rich.console import Console
 
 from bench.report import write_json
 from bench.static_report import budget, report
-from bench.static_report.compile import ARCHITECTURES, ToolMissingError, compile_all, jobs, kernel_sources
+from bench.static_report.compile import ARCHITECTURES, ToolMissingError, compile_all, jobs, kernel_sources, nvcc_release
 from bench.static_report.execute import Program
 from bench.static_report.kernels import KernelReport, read_kernels, select
 from bench.static_report.launches import LAYOUTS, OPS, Call, plan
@@ -137,8 +137,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         shown = select(kernels, options.kernel)
         report.print_report(console, RATES[architecture], shown, predictions)
         documents.append(report.document(RATES[architecture], shown, predictions))
-        sections[architecture] = budget.section(shown, predictions)
+        sections[architecture] = budget.section(shown, predictions, nvcc_release())
         if options.check:
+            release = old.get(f"sm_{architecture}", {}).get("nvcc", nvcc_release())
+            if release != nvcc_release():
+                console.print(f"The budget is of nvcc {release}, this is {nvcc_release()}: figures differ a little.")
             failures += budget.check(old, architecture, shown, predictions)
             failures += budget.check_vectors(shown)
         if options.markdown:

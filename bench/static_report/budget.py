@@ -38,9 +38,10 @@ def layer_key(prediction: Prediction) -> str:
     return f"{call.op} {call.layout} {call.dtype} {call.name} batch {call.N}"
 
 
-def section(kernels: Sequence[KernelReport], predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Return the part of the budget for one architecture."""
+def section(kernels: Sequence[KernelReport], predictions: Sequence[Prediction], release: str) -> dict[str, Any]:
+    """Return the part of the budget for one architecture, made by this release of nvcc."""
     return {
+        "nvcc": release,
         "kernels": {k.name: kernel_entry(k) for k in sorted(kernels, key=lambda k: k.name)},
         "layers_us": {layer_key(p): round(p.seconds * 1e6, 2) for p in predictions},
     }
@@ -73,7 +74,8 @@ def update(
         raise ValueError("a change of the budget needs a reason")
     for architecture, new in sections.items():
         old = {} if complete else budget.get(f"sm_{architecture}", {})
-        budget[f"sm_{architecture}"] = {part: {**old.get(part, {}), **new[part]} for part in ("kernels", "layers_us")}
+        parts = {part: {**old.get(part, {}), **new[part]} for part in ("kernels", "layers_us")}
+        budget[f"sm_{architecture}"] = {"nvcc": new["nvcc"], **parts}
     names = ", ".join(f"sm_{architecture}" for architecture in sections)
     budget.setdefault("changes", []).append({"architectures": names, "reason": reason.strip()})
     write_json(path, budget)

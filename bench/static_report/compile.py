@@ -91,6 +91,12 @@ def _version(tool: str) -> str:
     return subprocess.run([tool, "--version"], capture_output=True, text=True, check=True).stdout
 
 
+def nvcc_release() -> str:
+    """Return nvcc's version, such as ``13.0``."""
+    match = re.search(r"release ([\d.]+)", _version(nvcc()))
+    return match[1] if match else "unknown"
+
+
 def jobs() -> int:
     """Return how many processes may run at once: ``MAX_JOBS``, or the processors that this one may use."""
     return int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))

@@ -165,6 +165,11 @@ def read64(text: str) -> Read:
     return read
 
 
+def _scaled(read: Read, factor: int) -> Read:
+    scale = np.uint64(factor)
+    return lambda s: read(s).astype(np.uint64) * scale
+
+
 def address_of(text: str) -> Read:
     """Return a reader of the sum in an address: ``R2.64+UR4+0x10``, ``R3.X4+-0x8``.
 
@@ -180,11 +185,9 @@ def address_of(text: str) -> Read:
             if suffixes == {"64"}:
                 terms.append(read64(match[1]))
             elif not suffixes:
-                word = read32(match[1])
-                terms.append(lambda s, word=word: word(s).astype(np.uint64))
+                terms.append(_scaled(read32(match[1]), 1))
             elif len(suffixes) == 1 and (scale := re.fullmatch(r"X(\d+)", next(iter(suffixes)))):
-                word, factor = read32(match[1]), np.uint64(int(scale[1]))
-                terms.append(lambda s, word=word, factor=factor: word(s).astype(np.uint64) * factor)
+                terms.append(_scaled(read32(match[1]), int(scale[1])))
             else:
                 raise UnsupportedError(f"address {text}")
         else:

@@ -25,7 +25,7 @@ _HIGH_WORD = re.compile(r"^\s*/\* 0x([0-9a-f]{16}) \*/\s*$")
 #: uniform datapath, and all that is in none, only take their issue slot.
 OPCODE_CLASSES = {
     "fp32": ("FFMA", "FADD", "FMUL"),
-    "fp16": ("HFMA2", "HADD2", "HMUL2", "HFMA2_MMA"),
+    "fp16": ("HFMA2", "HADD2", "HMUL2"),
     "fp64": ("DFMA", "DADD", "DMUL", "DSETP", "DMNMX"),
     "imad": ("IMAD", "IMUL"),
     "alu": (
@@ -203,8 +203,7 @@ def _append(
         Instruction(
             address=address,
             guard=guard,
-            # Before sm_100 a half FMA on the tensor pipe has a suffix that reads like a class of its own.
-            opcode=(fields["opcode"] or ""),
+            opcode=fields["opcode"] or "",
             operands=split_operands(fields["operands"] or ""),
             control=_control(high_word),
             lines=tuple(lines),
@@ -229,7 +228,7 @@ def loops(function: Function) -> list[Loop]:
     ends: dict[int, int] = {}
     for instruction in function.instructions:
         if instruction.base == "BRA" and (label := branch_label(instruction)) in function.labels:
-            target = function.labels[label]  # type: ignore[index]
+            target = function.labels[label or ""]
             if target < instruction.address:
                 ends[target] = max(ends.get(target, 0), instruction.address)
     spans = sorted(ends.items())

@@ -134,7 +134,7 @@ def _iadd3(suffixes: list[str], operands: Sequence[str]) -> Step:
                 total32 = total32 + (read(s) + np.uint32(1) if plus_one else read(s))
             write(s, total32, mask)
             return
-        total = np.uint64(sum(plus_one for _, plus_one in reads))
+        total: Any = np.uint64(sum(plus_one for _, plus_one in reads))
         for read, _ in reads:
             total = total + _long(read(s))
         for carry in ins:
@@ -475,7 +475,7 @@ def _permute(suffixes: list[str], operands: Sequence[str]) -> Step:
     def step(s: State, mask: Mask | None) -> None:
         both = _long(a(s)) | _long(b(s)) << np.uint64(32)
         choice = _long(selector(s))
-        result = np.uint64(0)
+        result: Any = np.uint64(0)
         for byte in range(4):
             nibble = choice >> np.uint64(4 * byte) & np.uint64(15)
             value = both >> (nibble & np.uint64(7)) * np.uint64(8) & np.uint64(255)
