@@ -1,6 +1,8 @@
 #include "source_lines.h"
 
 #include <dlfcn.h>
+#include <fcntl.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <cstdio>
@@ -19,11 +21,17 @@ SourceLine parse_line(const std::string& text) {
   return {short_path(text.substr(0, colon)), std::atoi(text.c_str() + colon + 1)};
 }
 
-/// This module's file, and where it is loaded.
-Dl_info this_module() {
+/// Where this module is loaded, and its file, held open from then on: a later build puts another file in its place.
+struct Module {
+  const char* base;
+  int file;
+};
+Module module;
+
+[[gnu::constructor]] void open_module() {
   Dl_info info{};
-  dladdr(reinterpret_cast<void*>(&this_module), &info);
-  return info;
+  dladdr(reinterpret_cast<void*>(&open_module), &info);
+  module = {static_cast<const char*>(info.dli_fbase), open(info.dli_fname, O_RDONLY | O_CLOEXEC)};
 }
 
 }  // namespace
@@ -31,13 +39,13 @@ Dl_info this_module() {
 std::vector<std::vector<SourceLine>> source_lines(const std::vector<const void*>& return_addresses) {
   std::vector<std::vector<SourceLine>> result(return_addresses.size());
   if (return_addresses.empty()) return result;
-  const Dl_info module = this_module();
   // -a prints each address before its lines.
-  std::string command = "addr2line -a -i -e '" + std::string(module.dli_fname) + "'";
+  const std::string file = "/proc/" + std::to_string(getpid()) + "/fd/" + std::to_string(module.file);
+  std::string command = "addr2line -a -i -e " + file;
   for (const void* address : return_addresses) {
     char text[24];
     // One less: the call itself, not what follows it.
-    const auto offset = static_cast<const char*>(address) - static_cast<const char*>(module.dli_fbase) - 1;
+    const auto offset = static_cast<const char*>(address) - module.base - 1;
     std::snprintf(text, sizeof(text), " 0x%llx", static_cast<unsigned long long>(offset));
     command += text;
   }
