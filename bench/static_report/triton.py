@@ -199,6 +199,8 @@ _LAYERS = (
     _Layer("pointwise", "1x1", (32, 128, 56, 56), 128),
     _Layer("pointwise", "1x1 few pixels", (1, 1024, 7, 7), 1024, directions="fi"),
 )
+_BF16_LAYERS = ("depthwise 3x3", "dense 3x3", "groups of 4", "1x1")
+_TF32_LAYERS = ("dense 3x3", "groups odd", "1x1")
 _SEPARABLE_OUTPUTS = (32, 64, 128, 256)
 _QUICK = (
     "depthwise 3x3 fp16 nhwc",
@@ -228,11 +230,12 @@ def specimens(quick: bool = False) -> list[Specimen]:
     """Calls that between them reach every kernel, dtype, layout and candidate setting; a few of them if `quick`."""
     found: list[Specimen] = []
     for variant in _VARIANTS:
-        # TF32 is a matter of tl.dot, which the depthwise kernels do without.
-        layers = [layer for layer in _LAYERS if variant.name != "tf32" or layer.family != "depthwise"]
-        for layer in layers:
-            found += layer.specimens(variant, ACTIVATIONS.index("silu"))
-        found += [_separable(outputs, variant) for outputs in _SEPARABLE_OUTPUTS]
+        # bfloat16 compiles to what float16 does, and TF32 is a matter of tl.dot, so some of their layers stand for all.
+        names = {"bf16": _BF16_LAYERS, "tf32": _TF32_LAYERS}.get(variant.name)
+        for layer in _LAYERS:
+            if names is None or layer.name in names:
+                found += layer.specimens(variant, ACTIVATIONS.index("silu"))
+        found += [_separable(outputs, variant) for outputs in (_SEPARABLE_OUTPUTS if names is None else (128,))]
     # The activations differ in nothing else, so one kernel has them all.
     for index, activation in enumerate(ACTIVATIONS):
         layer = _Layer("depthwise", f"depthwise {activation}", (8, 64, 14, 14), 64, 3, 1, 64, "f")

@@ -155,8 +155,9 @@ CNNEXT_INLINE void store_tile(Vec<A> (&acc)[kOutRows * kTile], const CorrelateRo
 }
 
 /// Pixels [first, first + n) of one vector of channels, for kTaps consecutive columns and a step of kStep.
-/// kChecked: n may be less than kTile, `lanes` less than a vector, and columns may lie outside the source.
-template <int kTaps, int kStep, bool kChecked, class T, class A>
+/// kChecked: n may be less than kTile, `lanes` less than a vector, and columns may lie outside the source. Else kLeft
+/// columns lie outside at the left and kRight at the right.
+template <int kTaps, int kStep, bool kChecked, int kLeft, int kRight, class T, class A>
 CNNEXT_INLINE void correlate_tile(const CorrelateRows<T, A>& row, int64_t first, int n, int64_t channel, int lanes) {
   using V = Vec<A>;
   constexpr int kWindow = (kTile - 1) * kStep + kTaps;  // source columns of a full tile
@@ -173,7 +174,7 @@ CNNEXT_INLINE void correlate_tile(const CorrelateRows<T, A>& row, int64_t first,
     V values[kWindow];
 #pragma GCC unroll 32
     for (int j = 0; j < kWindow; ++j) {
-      const bool exists = !kChecked || (j >= begin && j < end);
+      const bool exists = kChecked ? j >= begin && j < end : j >= kLeft && j < kWindow - kRight;
       values[j] = exists ? load_lanes<kChecked, A>(source + j * row.source_stride, lanes) : V::zero();
     }
 #pragma GCC unroll 2
@@ -227,6 +228,23 @@ CNNEXT_INLINE void correlate_tile_any(const CorrelateRows<T, A>& row, int64_t fi
 /// pixels two tiles share are still in the first-level cache.
 constexpr int64_t kChannelBlock = 128;
 
+/// A full tile of a full vector, of which at most one column at each end lies outside the source, as at the ends of every
+/// row of a 3x3 filter: in a row of 7 or 14 pixels that is every tile, too many for the branches of kChecked.
+template <int kTaps, int kStep, class T, class A>
+CNNEXT_INLINE void correlate_full_tile(const CorrelateRows<T, A>& row, int64_t first, int64_t channel, bool left,
+                                       bool right) {
+  constexpr int kWidth = Vec<A>::kWidth;
+  if (left && right) {
+    correlate_tile<kTaps, kStep, false, 1, 1>(row, first, kTile, channel, kWidth);
+  } else if (left) {
+    correlate_tile<kTaps, kStep, false, 1, 0>(row, first, kTile, channel, kWidth);
+  } else if (right) {
+    correlate_tile<kTaps, kStep, false, 0, 1>(row, first, kTile, channel, kWidth);
+  } else {
+    correlate_tile<kTaps, kStep, false, 0, 0>(row, first, kTile, channel, kWidth);
+  }
+}
+
 /// kTaps = 0: any taps and any step.
 template <int kTaps, int kStep, class T, class A>
 void correlate_rows_tiles(const CorrelateRows<T, A>& row) {
@@ -237,17 +255,21 @@ void correlate_rows_tiles(const CorrelateRows<T, A>& row) {
     const int64_t block_end = min(block + kChannelBlock, row.channels);
     for (int64_t first = 0; first < row.num_pixels; first += kTile) {
       const int n = static_cast<int>(min(kTile, row.num_pixels - first));
-      const bool inside = n == kTile && first * row.step + first_column >= 0 &&
-                          (first + kTile - 1) * row.step + last_column < row.source_width;
+      const int64_t outside_left = -(first * row.step + first_column);
+      const int64_t outside_right = (first + kTile - 1) * row.step + last_column - row.source_width + 1;
+      constexpr int kMostOutside = kTaps == 3 ? 1 : 0;
+      const bool full = n == kTile && outside_left <= kMostOutside && outside_right <= kMostOutside;
       constexpr int64_t kLine = 64 / sizeof(T);  // elements of a cache line
       for (int64_t c = block; c < block_end; c += kLine) {
         row.source_to_come.prefetch(first * row.step, n * row.step, row.source_stride, c);
         row.out_to_come.prefetch(first, n, row.out_stride, c);
       }
       int64_t channel = block;
-      for (; inside && channel + kWidth <= block_end; channel += kWidth) {
-        if constexpr (kTaps > 0) {
-          correlate_tile<kTaps, kStep, false>(row, first, kTile, channel, kWidth);
+      for (; full && channel + kWidth <= block_end; channel += kWidth) {
+        if constexpr (kTaps == 3) {
+          correlate_full_tile<kTaps, kStep>(row, first, channel, outside_left > 0, outside_right > 0);
+        } else if constexpr (kTaps > 0) {
+          correlate_tile<kTaps, kStep, false, 0, 0>(row, first, kTile, channel, kWidth);
         } else {
           correlate_tile_any<false>(row, first, kTile, channel, kWidth);
         }
@@ -255,7 +277,7 @@ void correlate_rows_tiles(const CorrelateRows<T, A>& row) {
       for (; channel < block_end; channel += kWidth) {
         const int lanes = static_cast<int>(min(kWidth, block_end - channel));
         if constexpr (kTaps > 0) {
-          correlate_tile<kTaps, kStep, true>(row, first, n, channel, lanes);
+          correlate_tile<kTaps, kStep, true, 0, 0>(row, first, n, channel, lanes);
         } else {
           correlate_tile_any<true>(row, first, n, channel, lanes);
         }
