@@ -32,7 +32,11 @@ __global__ void __launch_bounds__(kThreads)
   const int channel = static_cast<int>(index - k_and_tap * shape.padded_channels);
   const int64_t k = k_and_tap / shape.taps;
   const int tap = static_cast<int>(k_and_tap - k * shape.taps);
-  packed[index] = channel < shape.channels ? w[shape.offset(k, tap, channel)] : T(0.f);
+  if (channel < shape.channels) {
+    packed[index] = w[shape.offset(k, tap, channel)];
+  } else {
+    round_to(packed[index], 0.f);
+  }
 }
 
 /// Elements past shape.elements are those of the bias.
