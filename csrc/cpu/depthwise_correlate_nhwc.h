@@ -228,8 +228,8 @@ CNNEXT_INLINE void correlate_tile_any(const CorrelateRows<T, A>& row, int64_t fi
 /// pixels two tiles share are still in the first-level cache.
 constexpr int64_t kChannelBlock = 128;
 
-/// A full tile of a full vector, of which at most one column at each end lies outside the source, as at the ends of every
-/// row of a 3x3 filter: in a row of 7 or 14 pixels that is every tile, too many for the branches of kChecked.
+/// A full tile of a full vector, of which at most one column at each end lies outside the source, as at the ends of
+/// every row of a 3x3 filter: in a row of 7 or 14 pixels that is every tile, too many for the branches of kChecked.
 template <int kTaps, int kStep, class T, class A>
 CNNEXT_INLINE void correlate_full_tile(const CorrelateRows<T, A>& row, int64_t first, int64_t channel, bool left,
                                        bool right) {
