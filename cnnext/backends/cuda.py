@@ -25,7 +25,7 @@ def refuses(call: ConvCall) -> str | None:
 
 
 def allows_tf32() -> bool:
-    """Whether PyTorch's settings let a float32 convolution round its factors to TF32. Called from the kernels' binding."""
+    """Whether PyTorch lets a float32 convolution round its factors to TF32. Called from the kernels' binding."""
     try:
         return torch.backends.cudnn.allow_tf32
     except RuntimeError:  # convolutions and recurrent layers were set apart, through the attribute below
