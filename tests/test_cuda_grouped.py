@@ -126,6 +126,7 @@ def test_infinities_stay_where_they_belong(kernels: CudaKernels, dtype: torch.dt
                 assert bool((result.isfinite() == finite).all()), f"{config}: {name} of {case}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in build.BUILDS if name != "plain"])
 @pytest.mark.skipif(BUILD != "plain", reason="this is a process that it starts")
 def test_in_the_other_builds(name: str) -> None:

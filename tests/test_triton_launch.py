@@ -71,10 +71,9 @@ def test_tf32_is_a_matter_of_pytorchs_setting(monkeypatch: pytest.MonkeyPatch) -
     seen: list[Any] = []
     monkeypatch.setattr(launching, "run", lambda kernel, candidates, programs, arguments: seen.append(arguments))
     geometry = Geometry((1, 1), (0, 0), (1, 1), 1)
-    before = torch.backends.cudnn.allow_tf32
-    try:
-        for allowed in (False, True):
-            torch.backends.cudnn.allow_tf32 = allowed
+    for allowed in (False, True):
+        # Flags that are set for good may have been frozen by whoever imported torch's own test helpers.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
             expected = "tf32" if allowed else "ieee"
             assert input_precision(torch.float32) == expected
             assert input_precision(torch.float16) == "ieee"
@@ -83,8 +82,6 @@ def test_tf32_is_a_matter_of_pytorchs_setting(monkeypatch: pytest.MonkeyPatch) -
             grouped.backward_weight(_meta(1, 16, 2, 2), _meta(1, 16, 4, 4), (16, 16, 3, 3), geometry, True, False)
             assert [arguments["PRECISION"] for arguments in seen if "PRECISION" in arguments] == [expected] * 3
             seen.clear()
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 class _Kernel:

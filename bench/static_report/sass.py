@@ -261,8 +261,8 @@ def normalise(mangled: str) -> str:
     """Give an anonymous namespace the name that g++ gives it; nvcc's has a hash in it.
 
     Example:
-        >>> normalise("_ZN1a27_GLOBAL__N__0123_4_k_cu_567k1fEv"), normalise("_ZN1a12_GLOBAL__N_12k1Ev")
-        ('_ZN1a12_GLOBAL__N_1k1fEv', '_ZN1a12_GLOBAL__N_12k1Ev')
+        >>> normalise("_ZN1a27_GLOBAL__N__0123_4_k_cu_5671fEv"), normalise("_ZN1a12_GLOBAL__N_12k1Ev")
+        ('_ZN1a12_GLOBAL__N_11fEv', '_ZN1a12_GLOBAL__N_12k1Ev')
     """
     match = re.search(r"(\d+)_GLOBAL__N__", mangled)
     if match is None:

@@ -29,4 +29,4 @@ def allows_tf32() -> bool:
     try:
         return torch.backends.cudnn.allow_tf32
     except RuntimeError:  # convolutions and recurrent layers were set apart, through the attribute below
-        return torch.backends.cudnn.conv.fp32_precision == "tf32"
+        return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
