@@ -32,17 +32,19 @@ def conv2d(
     return GroupedConv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=bias)
 
 
-def init_weights(model: nn.Module) -> None:
+def init_weights(model: nn.Module, classifier: nn.Conv2d | None = None) -> None:
     """Initialise convolutions as He et al. (https://arxiv.org/abs/1502.01852), batch norms as the identity.
 
-    The variance counts the fan-out, so that gradients keep their scale on the way back. For a depthwise convolution
-    the fan-out is that of one group.
+    With batch norms the variance counts the fan-out, so that gradients keep their scale on the way back; without them
+    the fan-in, so that activations keep theirs on the way there. Fans are those of one group. Linear layers, and the
+    convolution that is the ``classifier`` if one is, start near zero.
     """
+    has_norms = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
-            taps = module.kernel_size[0] * module.kernel_size[1]
-            fan_out = taps * module.out_channels / module.groups
-            nn.init.normal_(module.weight, std=(2.0 / fan_out) ** 0.5)
+            channels = module.out_channels if has_norms else module.in_channels
+            fan = module.kernel_size[0] * module.kernel_size[1] * channels / module.groups
+            nn.init.normal_(module.weight, std=0.01 if module is classifier else (2.0 / fan) ** 0.5)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):

@@ -102,10 +102,9 @@ class NetworkInNetwork(Network):
                 reduction *= 2
         self.trunk = tuple(trunk)
         self.feature_info = FeatureInfo(found)
-        self.classifier = nn.Sequential(
-            PointwiseConv2d(channels, num_classes), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1)
-        )
-        init_weights(self)
+        to_classes = PointwiseConv2d(channels, num_classes)
+        self.classifier = nn.Sequential(to_classes, nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1))
+        init_weights(self, to_classes)
 
     def forward_head(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(x).flatten(1)

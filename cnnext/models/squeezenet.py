@@ -86,10 +86,9 @@ class SqueezeNet(Network):
         self.trunk = tuple(f"features.{i}" for i in range(len(self.features)))
         self.feature_info = FeatureInfo(found)
 
-        self.classifier = nn.Sequential(
-            nn.Dropout(dropout), PointwiseConv2d(channels, num_classes), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1)
-        )
-        init_weights(self)
+        to_classes = PointwiseConv2d(channels, num_classes)
+        self.classifier = nn.Sequential(nn.Dropout(dropout), to_classes, nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1))
+        init_weights(self, to_classes)
 
     def forward_head(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(x).flatten(1)
