@@ -46,7 +46,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 import cnnext
 
 try:
-    from matplotlib.figure import Figure
+    import matplotlib  # noqa: F401
     from tqdm import tqdm
 except ImportError as error:
     sys.exit(f'train: {error.name} is missing; install what the examples need: pip install ".[examples]"')
@@ -371,6 +371,8 @@ def write_csv(path: Path, history: Sequence[Mapping[str, float]]) -> None:
 
 def draw_curves(path: Path, history: Sequence[Mapping[str, float]], title: str) -> None:
     """Draw losses and accuracies over the epochs."""
+    from matplotlib.figure import Figure  # takes a second to import
+
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     figure.suptitle(title)
     for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
@@ -417,7 +419,7 @@ class Trainer:
         self.step = 0
         # Of the epoch so far, in this process: sums of losses, of correct answers, of images.
         self.sums = torch.zeros(3, dtype=torch.float64, device=world.device)
-        self.seconds = 0.0
+        self.seconds, self.drawn = 0.0, time.perf_counter()
         self.history: list[dict[str, float]] = []
 
     @property
@@ -507,8 +509,10 @@ class Trainer:
         self.save(self.seconds)
         if self.world.rank == 0:
             write_atomically(self.args.out / "curves.csv", lambda path: write_csv(path, self.history))
-            title = f"{self.args.model}, {self.args.data or 'digits'}"
-            write_atomically(self.args.out / "curves.png", lambda path: draw_curves(path, self.history, title))
+            if time.perf_counter() - self.drawn > 10 or epoch + 1 == self.args.epochs:
+                title = f"{self.args.model}, {self.args.data or 'digits'}"
+                write_atomically(self.args.out / "curves.png", lambda path: draw_curves(path, self.history, title))
+                self.drawn = time.perf_counter()
             shown = ", ".join(
                 f"{k.replace('_', ' ')} {v:.4f}" for k, v in row.items() if k.endswith(("loss", "accuracy"))
             )
