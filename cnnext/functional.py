@@ -195,14 +195,16 @@ def separable_conv2d(
     >>> separable_conv2d(x, torch.ones(2, 1, 3, 3), torch.ones(1, 2, 1, 1)).flatten()
     tensor([18.])
     """
-    try:
-        index = _ACTIVATION_INDEX[pointwise_activation]
-        call = _make_call(
-            "depthwise", input, depthwise_weight, depthwise_bias, stride, padding, dilation, 0, depthwise_activation
-        )
-        output = backends.run_separable(call, pointwise_weight, pointwise_bias, index, backend)
-    except (RuntimeError, TypeError, AttributeError, KeyError):
-        output = None  # what is wrong, or of a form that only F.conv2d takes, is found again below
+    output = None
+    if backends.HAS_SEPARABLE:
+        try:
+            index = _ACTIVATION_INDEX[pointwise_activation]
+            call = _make_call(
+                "depthwise", input, depthwise_weight, depthwise_bias, stride, padding, dilation, 0, depthwise_activation
+            )
+            output = backends.run_separable(call, pointwise_weight, pointwise_bias, index, backend)
+        except (RuntimeError, TypeError, AttributeError, KeyError):
+            pass  # what is wrong, or of a form that only F.conv2d takes, is found again below
     if output is not None:
         return output if input.dim() == 4 else output.squeeze(0)
     middle = depthwise_conv2d(

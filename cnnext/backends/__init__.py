@@ -40,6 +40,9 @@ _CANDIDATES: dict[str, tuple[Backend, ...]] = {
     device: tuple(b for b in _AVAILABLE if b.name in names) for device, names in _TRIED_ON.items()
 }
 
+#: Whether any backend here has a kernel for the whole separable block: else there is no need to ask.
+HAS_SEPARABLE = any(hasattr(backend, "run_separable") for backend in _AVAILABLE)
+
 #: Whether to time the ways in which a kernel can be launched.
 benchmark = False
 

@@ -8,12 +8,6 @@ namespace {
 
 constexpr int kThreads = 256;
 
-/// A thread an element; past the largest grid a thread takes several.
-LaunchConfig thread_per_element(Kernel kernel, int64_t elements) {
-  return {
-      .kernel = kernel, .grid = {std::min(ceil_div(elements, kThreads), kMaxGridX), 1, 1}, .block = {kThreads, 1, 1}};
-}
-
 }  // namespace
 
 void plan_depthwise_forward_general(const Problem& problem, Configs& configs) {

@@ -12,8 +12,6 @@
 namespace cnnext::cuda {
 namespace {
 
-constexpr int kThreads = 256;
-
 /// A tile of the implicit GEMM (grouped_nhwc.cuh).
 struct GemmTileShape {
   int m, n, threads;
@@ -156,14 +154,6 @@ void append_narrow(const Problem& problem, Kernel kernel, const GemmAxes& axes, 
 
 /// Lines of 128 bytes.
 int64_t lines_of(const ConvParams& p, int64_t elements) { return ceil_div(elements * size_of(p.dtype), 128); }
-
-LaunchConfig thread_per_element(Kernel kernel, int64_t elements) {
-  LaunchConfig config;
-  config.kernel = kernel;
-  config.grid[0] = std::min(ceil_div(elements, kThreads), kMaxGridX);
-  config.block[0] = kThreads;
-  return config;
-}
 
 }  // namespace
 

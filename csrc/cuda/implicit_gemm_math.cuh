@@ -28,13 +28,34 @@ __device__ __forceinline__ float panel_element(unsigned char* tile, int k, int r
   return load<float>(panel_piece_of<float>(tile, k, row) + row % 4 * 4);
 }
 
+/// The sums of a warp as the mma instructions leave them: a lane owns pairs of neighbours.
+template <int kM, int kN>
+struct MmaSums {
+  static_assert(kM % 16 == 0 && kN % 16 == 0);
+  float sums[kM / 16][kN / 8][4] = {};
+
+  template <class F>
+  __device__ __forceinline__ void visit(F f) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < kM / 16; ++i) {
+#pragma unroll
+      for (int j = 0; j < kN / 8; ++j) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          f(16 * i + 8 * half + lane / 4, 8 * j + lane % 4 * 2, sums[i][j][2 * half], sums[i][j][2 * half + 1]);
+        }
+      }
+    }
+  }
+};
+
 /// 16-bit elements on tensor cores.
 template <class T>
 struct TensorCoreMath {
   template <int kM, int kN>
-  struct Warp {
-    static_assert(kM % 16 == 0 && kN % 16 == 0);
-    float sums[kM / 16][kN / 8][4] = {};
+  struct Warp : MmaSums<kM, kN> {
+    using MmaSums<kM, kN>::sums;
 
     template <TileOrder kA, TileOrder kB>
     __device__ __forceinline__ void multiply(unsigned char* a, int first_m, unsigned char* b, int first_n) {
@@ -70,30 +91,14 @@ struct TensorCoreMath {
         }
       }
     }
-
-    template <class F>
-    __device__ __forceinline__ void visit(F f) {
-      const int lane = threadIdx.x % 32;
-#pragma unroll
-      for (int i = 0; i < kM / 16; ++i) {
-#pragma unroll
-        for (int j = 0; j < kN / 8; ++j) {
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            f(16 * i + 8 * half + lane / 4, 8 * j + lane % 4 * 2, sums[i][j][2 * half], sums[i][j][2 * half + 1]);
-          }
-        }
-      }
-    }
   };
 };
 
 /// float32 rounded to TF32, on tensor cores.
 struct Tf32Math {
   template <int kM, int kN>
-  struct Warp {
-    static_assert(kM % 16 == 0 && kN % 16 == 0);
-    float sums[kM / 16][kN / 8][4] = {};
+  struct Warp : MmaSums<kM, kN> {
+    using MmaSums<kM, kN>::sums;
 
     template <TileOrder kA, TileOrder kB>
     __device__ __forceinline__ void multiply(unsigned char* a, int first_m, unsigned char* b, int first_n) {
@@ -139,21 +144,6 @@ struct Tf32Math {
           for (int j = 0; j < kN / 8; ++j) {
             multiply_16x8x8_tf32(sums[i][j], a_fragment[i], b_fragment[j / 2][j % 2 * 2],
                                  b_fragment[j / 2][j % 2 * 2 + 1]);
-          }
-        }
-      }
-    }
-
-    template <class F>
-    __device__ __forceinline__ void visit(F f) {
-      const int lane = threadIdx.x % 32;
-#pragma unroll
-      for (int i = 0; i < kM / 16; ++i) {
-#pragma unroll
-        for (int j = 0; j < kN / 8; ++j) {
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            f(16 * i + 8 * half + lane / 4, 8 * j + lane % 4 * 2, sums[i][j][2 * half], sums[i][j][2 * half + 1]);
           }
         }
       }

@@ -1,5 +1,7 @@
 #include "launch_config.h"
 
+#include <algorithm>
+
 namespace cnnext::cuda {
 
 const char* to_string(Kernel kernel) {
@@ -48,6 +50,15 @@ std::string LaunchConfig::to_string() const {
   if (converts) text += " converts";
   field("padded_channels", padded_channels);
   return text;
+}
+
+LaunchConfig thread_per_element(Kernel kernel, int64_t elements) {
+  constexpr int kThreads = 256;
+  LaunchConfig config;
+  config.kernel = kernel;
+  config.grid[0] = std::min(ceil_div(elements, kThreads), kMaxGridX);
+  config.block[0] = kThreads;
+  return config;
 }
 
 Configs depthwise_forward_configs(const Problem& problem) {

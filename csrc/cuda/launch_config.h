@@ -125,6 +125,9 @@ constexpr int64_t kMaxGridYZ = 65535;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+/// A thread an element, for the kernels of last resort; past the largest grid a thread takes several.
+LaunchConfig thread_per_element(Kernel kernel, int64_t elements);
+
 /// Bytes of an element.
 constexpr int size_of(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 
