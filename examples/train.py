@@ -655,12 +655,11 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, float]]:
         args.set = [("width_multiplier", 0.25)]
     args.set = dict(args.set or ())
     args.size = args.size or (32 if args.data is None else 224)
-    with join_world(args.device) as world:
+    with join_world(args.device) as world, torch.backends.cudnn.flags(enabled=True, deterministic=True):
         if args.amp == "auto":
             on = world.device.type == "cuda"
             args.amp = "off" if not on else "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
         args.amp = _AMP[args.amp]
-        torch.backends.cudnn.deterministic = True
         data = load_digits(args.size, args.seed) if args.data is None else load_folder(args.data, args.size, args.seed)
         trainer = Trainer(args, data, world)
         if args.resume:
