@@ -52,7 +52,7 @@ class ColumnClasses {
       begin_[residue] = count;
       for (int64_t s = p.S - 1; s >= 0; --s) {  // columns ascending
         const int64_t offset = residue + p.pad_w - s * p.dilation_w;
-        if (offset % p.stride_w == 0) taps_[count++] = {offset / p.stride_w, s * p.K};
+        if (offset % p.stride_w == 0) taps_[count++] = {offset / p.stride_w, s};
       }
     }
     begin_[p.stride_w] = count;
@@ -68,10 +68,8 @@ class ColumnClasses {
 
 template <class T, class A>
 void depthwise_backward_input_nhwc(const ConvParams& p, const Parallel& parallel, const T* dy, const T* w, T* dx) {
-  constexpr int kWidth = Vec<A>::kWidth;
   const int64_t multiplier = p.K / p.C;
-  Scratch<A, kFilterScratch> filter(p.R * p.S * p.K + kWidth);
-  pack_filter_nhwc(p, w, filter.data());
+  const PackedFilter<A> filter(p, w);
   ColumnClasses classes(p);
   const bool prefetched = multiplier == 1 && is_prefetch_worthwhile<T>(p);
 
@@ -94,7 +92,7 @@ void depthwise_backward_input_nhwc(const ConvParams& p, const Parallel& parallel
           const int64_t out_h = offset / p.stride_h;
           const T* pixels = multiplier > 1 ? regrouped.get(n, out_h) : dy + n * p.y_strides.n + out_h * p.y_strides.h;
           for (int64_t j = 0; j < multiplier; ++j) {
-            rows.add(o, pixels + j * p.C, filter.data() + r * p.S * p.K + j * p.C);
+            rows.add(o, pixels + j * p.C, filter.row(j, r));
           }
         }
       }
@@ -103,6 +101,7 @@ void depthwise_backward_input_nhwc(const ConvParams& p, const Parallel& parallel
                                  rows.size(),
                                  classes.taps(residue),
                                  classes.num_taps(residue),
+                                 filter.taps(),
                                  p.Q,
                                  multiplier > 1 ? p.K : p.y_strides.w,
                                  1,

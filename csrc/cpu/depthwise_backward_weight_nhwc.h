@@ -229,7 +229,7 @@ void depthwise_backward_weight_nhwc(const ConvParams& p, const Parallel& paralle
   // sums[part][tap or bias][j][c], with whole vectors for each j so that no two tasks share one.
   const int64_t j_stride = ceil_div(p.C, kWidth) * kWidth;
   const int64_t sums_stride = multiplier * j_stride, part_size = (taps + 1) * sums_stride;
-  Scratch<A, kFilterScratch> sums(tasks.row_parts * part_size);
+  Scratch<A, 4672> sums(tasks.row_parts * part_size);
 
   const int64_t task_count = tasks.row_parts * tasks.channel_groups;
   const int64_t total_work = p.N * p.P * p.Q * p.K * taps;

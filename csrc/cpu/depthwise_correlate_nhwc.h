@@ -25,8 +25,8 @@ constexpr int kTile = 7;
 /// 32 registers.
 constexpr int kOutRows = Vec<float>::kWidth == 16 ? 2 : 1;
 
-/// One source row, and its weights for each output row: tap l, channel c at weights[o][taps[l].weight + c], readable up
-/// to a full vector; null where output row o does not use it.
+/// One source row, and its weights for each output row, a place in a packed filter; null where output row o does not
+/// use it.
 template <class T, class A>
 struct SourceRow {
   const T* pixels;
@@ -55,7 +55,7 @@ class SourceRows {
     for (int o = 0; o < kOutRows; ++o) row.weights[o] = o == out_row ? weights : nullptr;
   }
 
-  /// Moves all weights to channels `count` further on.
+  /// Moves all weights `count` elements further on.
   void advance_weights(int64_t count) {
     for (int64_t i = 0; i < used_; ++i) {
       for (int o = 0; o < kOutRows; ++o) {
@@ -72,9 +72,44 @@ class SourceRows {
   int64_t used_;
 };
 
+/// A tap of a filter row: the source column that output pixel 0 reads, and the tap's place in the row.
 struct ColumnTap {
   int64_t column;
-  int64_t weight;
+  int64_t s;
+};
+
+/// The filter (K x R x S) as accumulators, vector by vector of channels, so that the weights of a vector are
+/// neighbours: tap r, s of the channels c, c + 1, ... of a vector lies at row(j, r)[c * taps + s * kWidth], where m = K
+/// / C and j is the index within the multiplier, k = c * m + j. Lanes beyond C are readable.
+template <class A>
+class PackedFilter {
+ public:
+  static constexpr int kWidth = Vec<A>::kWidth;
+
+  template <class T>
+  PackedFilter(const ConvParams& p, const T* w)
+      : S_(p.S), taps_(p.R * p.S), group_(ceil_div(p.C, kWidth) * kWidth * taps_), packed_(group_ * (p.K / p.C)) {
+    const int64_t multiplier = p.K / p.C;
+    A* to = packed_.data();
+    for (int64_t j = 0; j < multiplier; ++j) {
+      for (int64_t c = 0; c < p.C; c += kWidth) {
+        const T* from = w + (c * multiplier + j) * taps_;
+        const int64_t lanes = min(kWidth, p.C - c);
+        for (int64_t tap = 0; tap < taps_; ++tap, to += kWidth) {
+          for (int64_t i = 0; i < lanes; ++i) to[i] = load_scalar<A>(from + i * multiplier * taps_ + tap);
+        }
+      }
+    }
+  }
+
+  const A* row(int64_t j, int64_t r) const { return packed_.data() + j * group_ + r * S_ * kWidth; }
+  int64_t taps() const { return taps_; }
+  /// From row(j, r) to row(j + 1, r).
+  int64_t group() const { return group_; }
+
+ private:
+  int64_t S_, taps_, group_;
+  Scratch<A, 4608> packed_;  // on the stack: 3x3 with 512 channels
 };
 
 /// Whether an image and its output are too large for a second-level cache of usual size. Then the rows to come are
@@ -109,6 +144,7 @@ struct CorrelateRows {
   int64_t num_rows;
   const ColumnTap* taps;  // columns ascending
   int64_t num_taps;
+  int64_t filter_taps;  // PackedFilter::taps
   int64_t source_width;
   int64_t source_stride;  // from pixel to pixel
   int64_t step;
@@ -179,11 +215,11 @@ CNNEXT_INLINE void correlate_tile(const CorrelateRows<T, A>& row, int64_t first,
     }
 #pragma GCC unroll 2
     for (int o = 0; o < kOutRows; ++o) {
-      const A* weights = row.rows[i].weights[o];
-      if (kOutRows > 1 && weights == nullptr) continue;
+      if (kOutRows > 1 && row.rows[i].weights[o] == nullptr) continue;
+      const A* weights = row.rows[i].weights[o] + channel * row.filter_taps;
 #pragma GCC unroll 8
       for (int l = 0; l < kTaps; ++l) {
-        const V w = V::load(weights + channel + row.taps[l].weight);
+        const V w = V::load(weights + row.taps[l].s * V::kWidth);
 #pragma GCC unroll 8
         for (int t = 0; t < kTile; ++t) acc[o * kTile + t] = fma(values[t * kStep + l], w, acc[o * kTile + t]);
       }
@@ -204,10 +240,10 @@ CNNEXT_INLINE void correlate_tile_any(const CorrelateRows<T, A>& row, int64_t fi
   for (int64_t i = 0; i < row.num_rows; ++i) {
 #pragma GCC unroll 2
     for (int o = 0; o < kOutRows; ++o) {
-      const A* weights = row.rows[i].weights[o];
-      if (kOutRows > 1 && weights == nullptr) continue;
+      if (kOutRows > 1 && row.rows[i].weights[o] == nullptr) continue;
+      const A* weights = row.rows[i].weights[o] + channel * row.filter_taps;
       for (int64_t l = 0; l < row.num_taps; ++l) {
-        const V w = V::load(weights + row.taps[l].weight + channel);
+        const V w = V::load(weights + row.taps[l].s * V::kWidth);
         const int64_t column = first * row.step + row.taps[l].column;
         const T* source = row.rows[i].pixels + column * row.source_stride + channel;
 #pragma GCC unroll 8
@@ -305,18 +341,6 @@ void correlate_rows(const CorrelateRows<T, A>& row) {
   }
 }
 
-/// The filter (K x R x S) as accumulators, tap by tap: packed[tap * K + j * C + c] = w[c * m + j, tap], where m = K /
-/// C. Output channels are thus grouped by j, so that a vector of them reads neighbouring input channels.
-template <class T, class A>
-void pack_filter_nhwc(const ConvParams& p, const T* w, A* packed) {
-  const int64_t taps = p.R * p.S, multiplier = p.K / p.C;
-  for (int64_t c = 0; c < p.C; ++c) {
-    for (int64_t j = 0; j < multiplier; ++j) {
-      for (int64_t tap = 0; tap < taps; ++tap) packed[tap * p.K + j * p.C + c] = load_scalar<A>(w++);
-    }
-  }
-}
-
 /// One row of y or dy with the channels of each pixel regrouped from c * m + j to j * C + c, pixels K apart.
 template <class T>
 void regroup_channels(const ConvParams& p, const T* from, int64_t from_stride, T* to) {
@@ -338,8 +362,5 @@ void ungroup_channels(const ConvParams& p, const T* from, T* to, int64_t to_stri
     }
   }
 }
-
-/// Stack space for a packed filter: 3x3 with 512 channels in float32.
-constexpr int64_t kFilterScratch = 4608 + 64;
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

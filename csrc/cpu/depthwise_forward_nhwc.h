@@ -17,13 +17,13 @@ void depthwise_forward_nhwc(const ConvParams& p, const Parallel& parallel, const
                             T* y) {
   constexpr int kWidth = Vec<A>::kWidth;
   const int64_t multiplier = p.K / p.C;
-  Scratch<A, kFilterScratch> filter(p.R * p.S * p.K + kWidth);
-  pack_filter_nhwc(p, w, filter.data());
+  const PackedFilter<A> filter(p, w);
   Scratch<A, 1024 + kWidth> packed_bias(bias ? p.K + kWidth : 0);
-  for (int64_t k = 0; bias && k < p.K; ++k)
-    packed_bias[(k % multiplier) * p.C + k / multiplier] = load_scalar<A>(bias + k);
+  for (int64_t j = 0; bias && j < multiplier; ++j) {
+    for (int64_t c = 0; c < p.C; ++c) packed_bias[j * p.C + c] = load_scalar<A>(bias + c * multiplier + j);
+  }
   Scratch<ColumnTap, 32> taps(p.S);
-  for (int64_t s = 0; s < p.S; ++s) taps[s] = {s * p.dilation_w - p.pad_w, s * p.K};
+  for (int64_t s = 0; s < p.S; ++s) taps[s] = {s * p.dilation_w - p.pad_w, s};
   const bool prefetched = multiplier == 1 && is_prefetch_worthwhile<T>(p);
 
   parallel(0, p.N * p.P, grain_for(p.Q * p.K * p.R * p.S), [&](int64_t begin, int64_t end) {
@@ -42,6 +42,7 @@ void depthwise_forward_nhwc(const ConvParams& p, const Parallel& parallel, const
                                0,
                                taps.data(),
                                p.S,
+                               filter.taps(),
                                p.W,
                                p.x_strides.w,
                                p.stride_w,
@@ -60,7 +61,7 @@ void depthwise_forward_nhwc(const ConvParams& p, const Parallel& parallel, const
         for (int64_t r = 0; r < p.R; ++r) {
           const int64_t h = (out_h + o) * p.stride_h + r * p.dilation_h - p.pad_h;
           if (h < 0 || h >= p.H) continue;
-          rows.add(o, x + n * p.x_strides.n + h * p.x_strides.h, filter.data() + r * p.S * p.K);
+          rows.add(o, x + n * p.x_strides.n + h * p.x_strides.h, filter.row(0, r));
         }
       }
       call.num_rows = rows.size();
@@ -79,7 +80,7 @@ void depthwise_forward_nhwc(const ConvParams& p, const Parallel& parallel, const
         correlate_rows(call);
         for (int o = 0; o < step; ++o) call.out[o] += p.C;
         if (call.bias) call.bias += p.C;
-        rows.advance_weights(p.C);
+        rows.advance_weights(filter.group());
       }
       for (int o = 0; o < step; ++o) ungroup_channels(p, grouped.data() + o * grouped_row, y_rows[o], p.y_strides.w);
     }
