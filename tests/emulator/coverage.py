@@ -1,9 +1,9 @@
 """Which lines of csrc/cuda the tests of the CUDA kernels run, by gcov.
 
-    python -m tests.emulator.coverage [-k EXPRESSION] [--required PERCENT]
+    python -m tests.emulator.coverage [depthwise|grouped|all] [-k EXPRESSION] [--required PERCENT]
 
-A line of a template counts as run if one of its instances runs it. Prints a line a file with what was not run, and
-fails if fewer than the required percentage of all lines were.
+A line of a template counts as run if one of its instances runs it. Prints a line a file of the family, and of what both
+families use, with what was not run, and fails if fewer than the required percentage of all lines were.
 """
 
 from __future__ import annotations
@@ -21,17 +21,31 @@ from pathlib import Path
 
 from tests.emulator import build
 
-TESTS = ("tests/test_cuda_depthwise.py", "tests/test_cuda_grouped.py", "tests/test_cuda_plans.py")
+#: The tests of each family; those of the planners come with both.
+TESTS = {
+    "depthwise": ("tests/test_cuda_depthwise.py", "tests/test_cuda_depthwise_nhwc.py"),
+    "grouped": ("tests/test_cuda_grouped.py",),
+}
+TESTS_OF_PLANNERS = "tests/test_cuda_plans.py"
+#: Files that both families use.
+SHARED = ("element", "launch_config", "portability")
 REQUIRED = 95.0
 
 
-def run_tests(expression: str) -> int:
+def run_tests(families: Sequence[str], expression: str) -> int:
     """Runs the tests in the build that counts; returns pytest's exit status."""
     environment = {**os.environ, "CNNEXT_EMULATOR_BUILD": "coverage", "OMP_NUM_THREADS": "1"}
     for stale in (build.OUTPUT / "coverage").glob("**/*.gcda"):
         stale.unlink()
-    command = [sys.executable, "-m", "pytest", "-q", *TESTS, "-k", expression]
+    tests = [test for family in families for test in TESTS[family]]
+    command = [sys.executable, "-m", "pytest", "-q", *tests, TESTS_OF_PLANNERS, "-k", expression]
     return subprocess.run(command, env=environment, cwd=build.ROOT).returncode
+
+
+def concerns(families: Sequence[str], file: str) -> bool:
+    """Whether a source of csrc/cuda belongs to one of the families, or to both."""
+    family = "depthwise" if file.startswith("depthwise") else "grouped"
+    return family in families or Path(file).stem in SHARED
 
 
 def executed_lines() -> dict[str, dict[int, bool]]:
@@ -77,11 +91,13 @@ def report(lines: dict[str, dict[int, bool]]) -> float:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.emulator.coverage", description=__doc__.splitlines()[0])
+    parser.add_argument("family", nargs="?", default="all", choices=(*TESTS, "all"))
     parser.add_argument("-k", dest="expression", default="not other_builds", help="which tests, as pytest takes it")
     parser.add_argument("--required", type=float, default=REQUIRED, metavar="PERCENT")
     options = parser.parse_args(argv)
-    status = run_tests(options.expression)
-    percentage = report(executed_lines())
+    families = tuple(TESTS) if options.family == "all" else (options.family,)
+    status = run_tests(families, options.expression)
+    percentage = report({file: lines for file, lines in executed_lines().items() if concerns(families, file)})
     return status or int(percentage < options.required)
 
 

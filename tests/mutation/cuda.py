@@ -4,7 +4,10 @@
 
 The mutants (tests/mutation/mutants.py) are made in copies of the sources. One counts as killed if the tests of its
 file's operator and layout fail in the emulator's plain build, or else in its checked build. A change that does not
-compile is no mutant, and another takes its place. Exit status 0 if at least 95 % are killed.
+compile is no mutant. Exit status 0 if at least 95 % are killed.
+
+What the emulator has compiled of the sources as they are is linked into each copy, so that a mutant costs the
+translation units that it is in, and the tests up to the first that fails.
 """
 
 from __future__ import annotations
@@ -15,19 +18,25 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 
+from tests.emulator import build as emulator
 from tests.mutation.mutants import Mutant, choose
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("csrc", "tests", "cnnext", "pyproject.toml")
+TESTS = {
+    "depthwise": ("tests/test_cuda_depthwise.py", "tests/test_cuda_depthwise_nhwc.py"),
+    "grouped": ("tests/test_cuda_grouped.py",),
+}
 SHARED_BY_GROUPED = ("implicit_gemm", "layout_conversion")
 REQUIRED = 0.95
-TIMEOUT = 900.0
+#: The builds that a mutant is tried in, and the seconds of processor time after which its tests count as hanging.
+BUILDS = {"plain": 600, "checked": 1800}
 
 
 @dataclass(frozen=True)
@@ -63,16 +72,21 @@ def selection(file: str) -> str:
 
 
 class Workplace:
-    """A copy of the sources in which mutants are planted one after the other."""
+    """A copy of the sources, and of what was compiled of them, in which mutants are planted one after the other."""
 
     def __init__(self, family: str) -> None:
         self.family = family
-        self._directory = tempfile.TemporaryDirectory(prefix="cnnext-mutants-")
+        self._directory = tempfile.TemporaryDirectory(prefix="cnnext-mutants-", dir=ROOT / "build")
         self.root = Path(self._directory.name)
         for name in COPIED:
-            source = ROOT / name
-            copy = shutil.copytree if source.is_dir() else shutil.copy2
-            copy(source, self.root / name)
+            _copy(ROOT / name, self.root / name, shutil.copy2)
+        for name in BUILDS:
+            _copy(emulator.OUTPUT / name, self.root / "compiled" / name, os.link)
+        # Their records name files; a record is replaced, not changed, so that the original stays as it is.
+        for record in (self.root / "compiled").glob("*/*.json"):
+            text = record.read_text().replace(str(ROOT), str(self.root))
+            record.unlink()
+            record.write_text(text)
 
     def run_tests(self, build: str, expression: str) -> subprocess.CompletedProcess[str]:
         environment = {
@@ -82,21 +96,24 @@ class Workplace:
             "OMP_NUM_THREADS": "1",
             "PYTHONPATH": str(self.root),
         }
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "-p", "no:cacheprovider"]
-        command += [f"tests/test_cuda_{self.family}.py", "-k", expression]
-        try:
-            return subprocess.run(
-                command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=TIMEOUT
-            )
-        except subprocess.TimeoutExpired:
-            return subprocess.CompletedProcess(command, 124, "it ran out of time", "")
+        # Processor time, not time: others may use the machine too.
+        command = ["prlimit", f"--cpu={BUILDS[build]}", sys.executable, "-m", "pytest", "-x", "-q", "-n", "0"]
+        command += ["-p", "no:cacheprovider", *TESTS[self.family], "-k", expression]
+        return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)
+
+    def restore_compiled(self) -> None:
+        """Puts what is compiled back to that of the sources without a mutant."""
+        directory = self.root / emulator.OUTPUT.relative_to(ROOT)
+        shutil.rmtree(directory, ignore_errors=True)
+        _copy(self.root / "compiled", directory, os.link)
 
     def try_mutant(self, mutant: Mutant) -> Verdict:
         path = self.root / mutant.file
         original = path.read_text()
+        self.restore_compiled()
         mutant.apply(self.root)
         try:
-            for build in ("plain", "checked"):
+            for build in BUILDS:
                 result = self.run_tests(build, selection(mutant.file))
                 if "g++ failed" in result.stdout:
                     return Verdict(mutant, "stillborn")
@@ -107,57 +124,59 @@ class Workplace:
             path.write_text(original)
 
 
-def _check_unchanged(place: Workplace, files: Sequence[str]) -> None:
-    for expression in sorted({selection(file) for file in files}):
-        for build in ("plain", "checked"):
-            result = place.run_tests(build, expression)
-            if result.returncode != 0:
-                raise SystemExit(f"the tests fail without a mutant ({build}, {expression}):\n{result.stdout[-3000:]}")
+def _copy(source: Path, target: Path, copy: Callable[[str, str], object]) -> None:
+    """A file, or all of a directory but what is being written."""
+    if source.is_dir():
+        shutil.copytree(source, target, copy_function=copy, ignore=shutil.ignore_patterns("*.lock", "__pycache__"))
+    else:
+        copy(str(source), str(target))
+
+
+def _check_unchanged(place: Workplace) -> None:
+    place.restore_compiled()
+    for build in BUILDS:
+        result = place.run_tests(build, "not other_builds")
+        if result.returncode != 0:
+            raise SystemExit(f"the tests fail without a mutant ({build}):\n{result.stdout[-3000:]}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutation.cuda", description=__doc__.splitlines()[0])
     parser.add_argument("family", nargs="?", default="depthwise", choices=("depthwise", "grouped"))
-    parser.add_argument("--count", type=int, default=72, help="mutants that compile")
+    parser.add_argument("--count", type=int, default=72, help="mutants to choose")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="mutants tried at a time")
-    parser.add_argument("--only", default="", help="only files with this word in their name")
+    parser.add_argument("--only", default="", help="of those chosen, only mutants with this word in their description")
     parser.add_argument("--list", action="store_true", help="list the mutants and stop")
     options = parser.parse_args(argv)
 
-    files = [file for file in kernel_files(options.family) if options.only in file]
-    # Twice as many as wanted: some will not compile.
-    candidates = choose(ROOT, files, 2 * options.count, options.seed)
+    chosen = choose(ROOT, kernel_files(options.family), options.count, options.seed)
+    mutants = [mutant for mutant in chosen if options.only in str(mutant)]
     if options.list:
-        print(*candidates, sep="\n")
+        print(*mutants, sep="\n")
         return 0
 
+    for name in BUILDS:
+        emulator.load(name)
     places: Queue[Workplace] = Queue()
     for _ in range(options.jobs):
         places.put(Workplace(options.family))
     first = places.get()
-    _check_unchanged(first, files)
+    _check_unchanged(first)
     places.put(first)
 
     def try_one(mutant: Mutant) -> Verdict:
         place = places.get()
         try:
-            return place.try_mutant(mutant)
+            verdict = place.try_mutant(mutant)
         finally:
             places.put(place)
+        print(f"{verdict.outcome:18} {mutant}", flush=True)
+        return verdict
 
-    verdicts: list[Verdict] = []
     with ThreadPoolExecutor(options.jobs) as pool:
-        remaining = iter(candidates)
-        while (missing := options.count - len(verdicts)) > 0:
-            batch = [mutant for mutant, _ in zip(remaining, range(missing), strict=False)]
-            if not batch:
-                break
-            for verdict in pool.map(try_one, batch):
-                print(f"{verdict.outcome:18} {verdict.mutant}", flush=True)
-                if verdict.outcome != "stillborn":
-                    verdicts.append(verdict)
+        verdicts = [verdict for verdict in pool.map(try_one, mutants) if verdict.outcome != "stillborn"]
     killed = sum(verdict.killed for verdict in verdicts)
     print(f"{killed} of {len(verdicts)} mutants killed ({killed / max(1, len(verdicts)):.0%})")
     return 0 if verdicts and killed >= REQUIRED * len(verdicts) else 1

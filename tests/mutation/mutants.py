@@ -107,15 +107,16 @@ def mutants_of(root: Path, file: str) -> Iterator[Mutant]:
 def choose(root: Path, files: Sequence[str], count: int, seed: int) -> list[Mutant]:
     """Up to `count` mutants, of every file and kind alike, in a random order that `seed` fixes.
 
-    There are fewer barriers and bounds than sums in a kernel; taking turns keeps the rare kinds in.
+    There are fewer barriers and bounds than sums in a kernel; taking turns keeps the rare kinds in. What is chosen of
+    a file does not depend on what the others contain.
     """
-    order = random.Random(seed)
-    pools = {}
+    pools: dict[tuple[str, str], list[Mutant]] = {}
     for file in files:
         for mutant in mutants_of(root, file):
-            pools.setdefault((mutant.file, mutant.kind), []).append(mutant)
-    for pool in pools.values():
-        order.shuffle(pool)
+            pools.setdefault((file, mutant.kind), []).append(mutant)
+    for (file, kind), pool in pools.items():
+        random.Random(f"{seed} {file} {kind}").shuffle(pool)
+    order = random.Random(seed)
     chosen: list[Mutant] = []
     while len(chosen) < count and any(pools.values()):
         turn = [pool.pop() for pool in pools.values() if pool]
