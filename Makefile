@@ -5,7 +5,7 @@ SOURCES := cnnext bench examples tests build_tools setup.py
 CPP_SOURCES := $(shell find csrc tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help build test doctest lint format typecheck bench static-report matrix clean
+.PHONY: help build test doctest lint format typecheck bench static-report matrix tutorial clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,11 @@ static-report: ## registers, spills and predicted times of the CUDA kernels, for
 
 matrix: ## install the package in fresh environments: CPU torch, CUDA torch with and without nvcc, no torch
 	$(PYTHON) build_tools/install_matrix.py
+
+tutorial: ## execute examples/tutorial.py into the notebook beside it
+	cd examples && $(PYTHON) -m jupytext --to ipynb --execute tutorial.py
+	cd examples && $(PYTHON) -m nbconvert --to notebook --inplace --coalesce-streams \
+	  --ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.clear_notebook_metadata=False tutorial.ipynb
 
 clean: ## remove what builds and tools leave behind
 	rm -rf build dist *.egg-info cnnext/*.so cnnext/build_info.json .mypy_cache .pytest_cache .ruff_cache .hypothesis
