@@ -37,7 +37,7 @@ def _check_outputs(notebook: Any) -> int:
     assert "cpu: chosen" in text
     accuracy = re.search(r"test accuracy \S+ ([\d.]+)%", text)
     assert accuracy is not None
-    assert float(accuracy[1]) > 95
+    assert float(accuracy[1]) > 90
     return sum("image/jpeg" in output.get("data", {}) for output in outputs)
 
 
