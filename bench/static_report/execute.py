@@ -173,6 +173,7 @@ def _access(
     # The predicate after the addresses of an asynchronous copy: false fills with zeros without reading.
     extra = [text for text in instruction.operands if predicate_row(text) is not None] if is_copy else []
     valid = read_predicate(extra[-1]) if extra else None
+    bypass = "BYPASS" in instruction.suffixes
     if instruction.base in ("LDSM", "STSM"):
         width = 16  # a lane's address is that of a row of 16 bytes; see Traffic of matrix loads in docs
 
@@ -187,9 +188,10 @@ def _access(
             runner.record(index, shared_request(address, taking, width))
             latency = runner.architecture.shared_latency
         elif is_copy:
-            runner.record(index, shared_request(np.broadcast_to(reads[0](state), (state.threads,)), taking, width))
+            target = shared_request(np.broadcast_to(reads[0](state), (state.threads,)), taking, width)
             source = taking if valid is None else taking & valid(state)
-            latency = runner.touch(index, np.broadcast_to(reads[1](state), (state.threads,)), source, width, False)
+            address = np.broadcast_to(reads[1](state), (state.threads,))
+            latency = runner.touch(index, address, source, width, False, target.wavefronts, bypass)
             runner.copy(elapsed + latency)
         else:
             address = np.broadcast_to(reads[0](state), (state.threads,))
@@ -299,10 +301,25 @@ class _Runner:
         self.run.traffic.setdefault(index, Traffic()).add(traffic)
 
     def touch(
-        self, index: int, addresses: npt.NDArray[np.uint64], mask: Mask, width: int, is_store: bool
+        self,
+        index: int,
+        addresses: npt.NDArray[np.uint64],
+        mask: Mask,
+        width: int,
+        is_store: bool,
+        shared_wavefronts: int = 0,
+        bypass: bool = False,
     ) -> npt.NDArray[np.float64]:
-        """Record a request to global memory; return the cycles until each warp has the data."""
+        """Record a request to global memory; return the cycles until each warp has the data.
+
+        A copy writes it to shared memory in `shared_wavefronts` passes. Data that go past the L1 cache pass once, on
+        their way there, and the larger number counts; others are read from the cache first.
+        """
         traffic, sectors, counts = global_request(addresses, mask, width)
+        if bypass:
+            traffic.wavefronts = max(traffic.wavefronts, shared_wavefronts)
+        else:
+            traffic.wavefronts += shared_wavefronts
         self.record(index, traffic)
         if is_store:
             self.run.sectors_written.update(sectors.tolist())
