@@ -4,7 +4,8 @@
 
 The mutants (tests/mutation/mutants.py) are made in copies of the sources. One counts as killed if the tests of its
 file's operator and layout fail in the emulator's plain build, or else in its checked build. A change that does not
-compile is no mutant. Exit status 0 if at least 95 % are killed.
+compile, or is known to change nothing (tests/mutation/equivalent.py), does not count. Exit status 0 if at least 95 %
+are killed, and the tests pass without a mutant (tried last).
 
 What the emulator has compiled of the sources as they are is linked into each copy, so that a mutant costs the
 translation units that it is in, and the tests up to the first that fails.
@@ -23,9 +24,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
+from typing import TypeVar
 
 from tests.emulator import build as emulator
+from tests.mutation.equivalent import EQUIVALENT
 from tests.mutation.mutants import Mutant, choose
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("csrc", "tests", "cnnext", "pyproject.toml")
@@ -41,10 +47,14 @@ BUILDS = {"plain": 600, "checked": 1800}
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a mutant: "killed by <build>", "SURVIVED" or "stillborn"."""
+    """What became of a mutant: "killed by <build>", "SURVIVED", or "equivalent" or "stillborn", which do not count."""
 
     mutant: Mutant
     outcome: str
+
+    @property
+    def counts(self) -> bool:
+        return self.outcome not in ("equivalent", "stillborn")
 
     @property
     def killed(self) -> bool:
@@ -101,6 +111,12 @@ class Workplace:
         command += ["-p", "no:cacheprovider", *TESTS[self.family], "-k", expression]
         return subprocess.run(command, cwd=self.root, env=environment, capture_output=True, text=True)
 
+    def complaint_about_unchanged(self, build: str) -> str | None:
+        """What fails without a mutant; with that, every mutant would count as killed."""
+        self.restore_compiled()
+        result = self.run_tests(build, "not other_builds")
+        return result.stdout[-3000:] if result.returncode != 0 else None
+
     def restore_compiled(self) -> None:
         """Puts what is compiled back to that of the sources without a mutant."""
         directory = self.root / emulator.OUTPUT.relative_to(ROOT)
@@ -108,6 +124,8 @@ class Workplace:
         _copy(self.root / "compiled", directory, os.link)
 
     def try_mutant(self, mutant: Mutant) -> Verdict:
+        if mutant.key in EQUIVALENT:
+            return Verdict(mutant, "equivalent")
         path = self.root / mutant.file
         original = path.read_text()
         self.restore_compiled()
@@ -132,14 +150,6 @@ def _copy(source: Path, target: Path, copy: Callable[[str, str], object]) -> Non
         copy(str(source), str(target))
 
 
-def _check_unchanged(place: Workplace) -> None:
-    place.restore_compiled()
-    for build in BUILDS:
-        result = place.run_tests(build, "not other_builds")
-        if result.returncode != 0:
-            raise SystemExit(f"the tests fail without a mutant ({build}):\n{result.stdout[-3000:]}")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutation.cuda", description=__doc__.splitlines()[0])
@@ -162,21 +172,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     places: Queue[Workplace] = Queue()
     for _ in range(options.jobs):
         places.put(Workplace(options.family))
-    first = places.get()
-    _check_unchanged(first)
-    places.put(first)
 
-    def try_one(mutant: Mutant) -> Verdict:
+    def at_a_place(task: Callable[[Workplace, Task], Result], argument: Task) -> Result:
         place = places.get()
         try:
-            verdict = place.try_mutant(mutant)
+            return task(place, argument)
         finally:
             places.put(place)
+
+    def try_one(place: Workplace, mutant: Mutant) -> Verdict:
+        verdict = place.try_mutant(mutant)
         print(f"{verdict.outcome:18} {mutant}", flush=True)
         return verdict
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        verdicts = [verdict for verdict in pool.map(try_one, mutants) if verdict.outcome != "stillborn"]
+        tried = [pool.submit(at_a_place, try_one, mutant) for mutant in mutants]
+        unchanged = {build: pool.submit(at_a_place, Workplace.complaint_about_unchanged, build) for build in BUILDS}
+    for build, complaint in unchanged.items():
+        if complaint.result() is not None:
+            print(f"The tests fail without a mutant ({build}):\n{complaint.result()}")
+            return 1
+    verdicts = [verdict for future in tried if (verdict := future.result()).counts]
     killed = sum(verdict.killed for verdict in verdicts)
     print(f"{killed} of {len(verdicts)} mutants killed ({killed / max(1, len(verdicts)):.0%})")
     return 0 if verdicts and killed >= REQUIRED * len(verdicts) else 1

@@ -6,6 +6,7 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 #: Kinds of mutants: patterns and what takes their place. Binary operators have blanks around them (clang-format puts
@@ -72,6 +73,12 @@ class Mutant:
     kind: str
     old: str
     new: str
+    following: str  # the line after it
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What tests/mutation/equivalent.py knows it by."""
+        return Path(self.file).name, self.new.strip(), self.following.strip()
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line} {self.kind}: {self.old.strip()}  ->  {self.new.strip()}"
@@ -92,7 +99,8 @@ class Mutant:
 
 def mutants_of(root: Path, file: str) -> Iterator[Mutant]:
     """Every mutant of `file`, in the order of its lines."""
-    for number, line in enumerate((root / file).read_text().split("\n"), start=1):
+    lines = (root / file).read_text().split("\n")
+    for number, (line, following) in enumerate(pairwise([*lines, ""]), start=1):
         if _SKIPPED.match(line):
             continue
         code = line.split("//")[0]
@@ -101,7 +109,7 @@ def mutants_of(root: Path, file: str) -> Iterator[Mutant]:
                 for match in re.finditer(pattern, code):
                     changed = code[: match.start()] + match.expand(replacement) + line[match.end() :]
                     if changed != line:
-                        yield Mutant(file, number, kind, line, changed)
+                        yield Mutant(file, number, kind, line, changed, following)
 
 
 def choose(root: Path, files: Sequence[str], count: int, seed: int) -> list[Mutant]:

@@ -7,7 +7,10 @@ import shutil
 import pytest
 
 from tests.mutation.__main__ import COMPILER, SOURCES, check_unchanged, try_fault
+from tests.mutation.cuda import ROOT, kernel_files
+from tests.mutation.equivalent import EQUIVALENT
 from tests.mutation.faults import FAULTS, Fault
+from tests.mutation.mutants import choose, mutants_of
 
 DIRECTIONS = ("forward", "backward_input", "backward_weight")
 
@@ -30,6 +33,18 @@ def test_every_kernel_has_a_fault() -> None:
     }
     files = {path.name for path in (SOURCES / "cpu").glob("*.h") if path.name.startswith(("depthwise_", "grouped_"))}
     assert files <= {fault.file for fault in FAULTS}, "a kernel file without a fault"
+
+
+def test_equivalent_mutants_fit_the_kernels() -> None:
+    known = {mutant.key for file in kernel_files("depthwise") for mutant in mutants_of(ROOT, file)}
+    assert set(EQUIVALENT) <= known, "the kernel has changed: change tests/mutation/equivalent.py with it"
+
+
+def test_a_seed_decides_the_mutants() -> None:
+    files = kernel_files("depthwise")
+    chosen = choose(ROOT, files, 72, seed=0)
+    assert chosen == choose(ROOT, files, 72, seed=0) != choose(ROOT, files, 72, seed=1)
+    assert {mutant.file for mutant in chosen} == set(files)
 
 
 @pytest.mark.slow

@@ -1,0 +1,32 @@
+"""Mutants that no test can kill, since the changed kernel does the same: each with the reason."""
+
+from __future__ import annotations
+
+#: The file, the changed line and the line after it, and why the results are the same.
+EQUIVALENT: dict[tuple[str, str, str], str] = {
+    (
+        "depthwise_forward_nhwc.cu",
+        "static constexpr int kColumns = (kWidth) * kStride + kFilter;  // of inputs that a strip reads",
+        "static constexpr bool kWeightsInRegisters = kFilter == 3;",
+    ): "reads columns, inside the image, that it then does not use",
+    (
+        "depthwise_forward_nhwc.cu",
+        "const auto launcher = params.stride_w == 1 ? run<1, narrow.value, filter.value, decltype(element)>",
+        ": run<2, narrow.value, filter.value, decltype(element)>;",
+    ): "is_strip_problem takes only strides that are equal",
+    (
+        "depthwise_strip_nhwc.cuh",
+        "for (int i = 0; i <= kRow; i += kPiece) {",
+        "const float* const piece = own + offset(r, i);",
+    ): "the turn more, if there is one, is for a piece of no elements",
+    (
+        "depthwise_backward_weight_nchw.cu",
+        "for (int i = 0; i <= kWidth; ++i) {",
+        "inside_ |= static_cast<unsigned>(w + i) < static_cast<unsigned>(x.W) ? 1u << i : 0u;",
+    ): "sets a bit that nobody asks for",
+    (
+        "depthwise_backward_weight_nhwc.cu",
+        ";",  # instead of copy_async_wait<0>()
+        "__syncthreads();",
+    ): "the loop before has waited for all tiles; the groups that are left are empty",
+}
