@@ -179,7 +179,7 @@ DEPTHWISE_CUDA_CASES = (
     _depthwise("cuda_nchw_dilation_in_bands", (1, 1, 80, 40), 3, padding=2, dilation=2),
     _depthwise("cuda_nchw_dilation_in_bands_s2", (1, 1, 161, 80), 3, stride=2, padding=2, dilation=2),
     _depthwise("cuda_nchw_multiplier_across_blocks", (2, 20, 14, 14), 3, multiplier=3, padding=1),
-    _depthwise("cuda_padding_odd_and_even_s2", (1, 8, 8, 9), 3, stride=2, padding=(1, 2)),
+    _depthwise("cuda_padding_odd_and_even_s2", (1, 8, 8, 11), 3, stride=2, padding=(1, 2)),
     _depthwise("cuda_padding_even_and_odd_s2", (1, 8, 7, 16), 3, stride=2, padding=(2, 1)),
 )
 
