@@ -38,8 +38,8 @@ class OutputPool {
     return *pool;
   }
 
-  /// A page-aligned block of at least `bytes`, with whatever it held before; null if the pool is off or the system has
-  /// no memory.
+  /// A block of at least `bytes`, aligned to kHeader, with whatever it held before; null if the pool is off or the
+  /// system has no memory.
   void* allocate(size_t bytes) {
     if (limit_ == 0) return nullptr;
     if (void* data = take(bytes)) return data;
@@ -91,8 +91,11 @@ class OutputPool {
     size_t size;
   };
 
-  /// In front of a block is a page with its size, so that the block itself begins at a page.
-  static constexpr size_t kHeader = 4096;
+  static constexpr size_t kPage = 4096;
+  /// In front of a block is its size, in half a page: inputs from torch's allocator begin close behind a page's first
+  /// byte. A load whose address has the low 12 bits of a recent store waits for it, and a kernel that walks an input
+  /// and an output in step would meet that at each vector if the two began a cache line apart.
+  static constexpr size_t kHeader = kPage / 2;
 
   explicit OutputPool(size_t limit) : limit_(limit) {
     free_.reserve(limit / kMinBytes + 1);  // so that `release` never allocates
@@ -112,7 +115,7 @@ class OutputPool {
     return static_cast<size_t>(mib) << 20;
   }
 
-  static size_t round_up(size_t bytes) { return (bytes + kHeader - 1) / kHeader * kHeader; }
+  static size_t round_up(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
   static void* start_of(void* data) { return static_cast<char*>(data) - kHeader; }
   static size_t size_of(void* data) { return *static_cast<size_t*>(start_of(data)); }
   static void unmap(void* data) { munmap(start_of(data), size_of(data) + kHeader); }
