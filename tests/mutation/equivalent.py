@@ -34,4 +34,19 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "if (tap == taps && !with_bias) continue;",
         "",
     ): "makes sums of dy that nobody asked for, where the workspace has room for them",
+    (
+        "depthwise_backward_input_nhwc.cu",
+        "static constexpr int kRows = (kFilter + 1) * 2;      // pairs of rows in flight",
+        "static constexpr int kColumns = kWidth + kRows - 1;  // of dy that a strip reads",
+    ): "carries rows and columns along that no tap takes",
+    (
+        "depthwise_forward_general.cu",
+        "if (params.layout != Layout::kNHWC) {",
+        "k = rest % params.K, rest /= params.K;",
+    ): "the order in which threads take the outputs, for the sake of time",
+    (
+        "depthwise_strip_nhwc.cuh",
+        "(kStripLanes) * kPiece;  // one lane more, so that the pieces begin in different banks",
+        "static constexpr int kSize = kFilter * kPieces * kPitch;",
+    ): "conflicts of banks cost time",
 }
