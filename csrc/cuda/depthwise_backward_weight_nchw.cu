@@ -16,8 +16,8 @@
 //
 // Assumes what plan_depthwise_backward_weight_nchw checks: K = C, no dilation, equal strides of 1 or 2, a square filter
 // of 3, 5 or 7, planes within 32-bit offsets.
-// Limit: memory, x and dy read once, as long as S * S + 15 (16-bit types) instructions per element stay below it: up to
-// 5 x 5. docs/kernels/depthwise_backward_weight.md has the count.
+// Limit: memory, x and dy read once, for 3 x 3 on planes of 14 and more; docs/kernels/depthwise_backward_weight_nchw.md
+// has the count.
 #include "depthwise_backward_weight_nchw.h"
 
 #include "depthwise_nchw_copy.cuh"

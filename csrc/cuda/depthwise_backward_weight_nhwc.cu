@@ -1,7 +1,8 @@
 // Depthwise convolution, gradient with respect to the filter and the bias, channels last; the first of two stages.
 //
-//   dw[k, r, s] = sum over n, p, q of dy[n, p, q, k] * x[n, p * stride - pad_h + r * dilation_h, q * stride - pad_w +
-//   s, k] dbias[k]    = sum over n, p, q of dy[n, p, q, k],   x = 0 outside the image
+//   dw[k, r, s] = sum over n, p, q of dy[n, p, q, k]
+//                                     * x[n, p * stride - pad_h + r * dilation_h, q * stride - pad_w + s, k]
+//   dbias[k]    = sum over n, p, q of dy[n, p, q, k],   x = 0 outside the image
 //
 // A block owns a slab of channels, `lanes` vectors of 16 bytes, and one part of the list of tiles (n, rows, columns).
 // It walks down its part: cp.async brings tile_h x tile_w pixels of dy and the pixels of x under them, with the padding
@@ -15,8 +16,7 @@
 //
 // Assumes what plan_depthwise_backward_weight_nhwc checks: K = C, dilation_w = 1, equal strides of 1 or 2, S of 3, 5 or
 // 7, channels and pixels in whole vectors, tiles within 32-bit offsets.
-// Limit: memory, x and dy read once, as long as 2 R S + 2 R (16-bit types) instructions per element stay below it: up
-// to 5 x 5. docs/kernels/depthwise_backward_weight.md has the count.
+// Limit: memory, x and dy read once, up to about 5 x 5; docs/kernels/depthwise_backward_weight_nhwc.md has the count.
 #include "depthwise_backward_weight_nhwc.h"
 
 #include <algorithm>

@@ -1,8 +1,8 @@
 // Depthwise convolution, forward, for any problem.
 //
 //   y[n, k, p, q] = activation(bias[k] + sum over r, s of
-//                              x[n, k / m, p * stride_h - pad_h + r * dilation_h, q * stride_w - pad_w + s *
-//                              dilation_w]
+//                              x[n, k / m, p * stride_h - pad_h + r * dilation_h,
+//                                          q * stride_w - pad_w + s * dilation_w]
 //                              * w[k, r, s]),   m = K / C the channel multiplier, x = 0 outside the image
 //
 // A thread owns one output at a time. Neighbouring threads own neighbouring elements of y in memory (q in NCHW, k in
