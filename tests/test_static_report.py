@@ -476,7 +476,4 @@ def test_against_the_emulator(op: str, layout: str, stride: int) -> None:
     wide = [key for key in found if key[0] == "global" and key[2] >= 8]
     assert {access for _, access, _ in wide} == {"read", "write"}
     for key in wide:
-        requests, sectors = found[key]
-        assert sectors == expected[key][1], key
-        # nvcc unrolls loops whose lanes turn a different number of times, and requests then go in more parts.
-        assert expected[key][0] <= requests <= 1.5 * expected[key][0], key
+        assert found[key] == expected[key], key
