@@ -8,10 +8,10 @@
 // shared memory while the threads work on another. Shared memory keeps the pitch of global memory.
 //
 // A thread owns kColumns neighbouring columns, which divide the row (and more of them, if the row is longer than the
-// block is wide), of one plane, and an equal share of the tile's rows. It slides down its columns with S rows of x in
-// registers: of each new row of x it loads and converts kColumns + S - 1 elements (at stride 1), which then meet
-// kColumns elements of dy in S rows. It keeps all S x S sums and the sum of dy in float32 registers. At its end the
-// block adds up its threads' sums in a fixed order and writes them to the workspace [part][S * S + 1][K], which
+// block is wide), of one plane, and an equal share of the tile's rows and images. It slides down its columns with S
+// rows of x in registers: of each new row of x it loads and converts kColumns + S - 1 elements (at stride 1), which
+// then meet kColumns elements of dy in S rows. It keeps all S x S sums and the sum of dy in float32 registers. At its
+// end the block adds up its threads' sums in a fixed order and writes them to the workspace [part][S * S + 1][K], which
 // depthwise_backward_weight_reduce adds up.
 //
 // Assumes what plan_depthwise_backward_weight_nchw checks: K = C, no dilation, equal strides of 1 or 2, a square filter
@@ -19,6 +19,8 @@
 // Limit: memory, x and dy read once, for 3 x 3 on planes of 14 and more; docs/kernels/depthwise_backward_weight_nchw.md
 // has the count.
 #include "depthwise_backward_weight_nchw.h"
+
+#include <type_traits>
 
 #include "depthwise_nchw_copy.cuh"
 #include "element.h"
@@ -53,6 +55,7 @@ struct Geometry {
   int planes, images, tile_h, bands;
   int groups;                        // of planes
   int strips, shares, rows_a_share;  // threads in a row and in a column of a plane; rows of dy for each
+  int image_shares;                  // threads for the same place of different images
   int64_t tiles;                     // of a group
   int parts;
   int stages, stage_bytes, dy_offset;
@@ -80,6 +83,26 @@ struct TileOfGroup {
     return min(max((end_row(g) - 1) * stride - g.pad_h + filter, first_x_row(g, stride)), g.x.H);
   }
 };
+
+/// Starts the copy of `rows` of one image, and of the images after it, to regions one after the other.
+template <int kThreads, class T>
+__device__ __forceinline__ void copy_images(const PlanesOf& of, T* region, PlaneRows<const T> rows, int images) {
+  const int step = of.image_bytes / static_cast<int>(sizeof(T));
+  const int count = rows.count();
+  if (images > 1 && of.aligned && count % kVector<T> == 0) {
+    // A run of a small image has hardly an access for every thread: all images in one loop.
+    for (int i = threadIdx.x * kVector<T>; i < count; i += kThreads * kVector<T>) {
+      const T* from = rows.global + i;
+      T* to = region + i;
+#pragma unroll 4
+      for (int image = 0; image < images; ++image, from += of.stride_n, to += step) copy_async<16>(to, from);
+    }
+    return;
+  }
+  for (int image = 0; image < images; ++image, rows.global += of.stride_n, region += step) {
+    copy_in<kThreads>(region, rows);
+  }
+}
 
 /// How many elements behind the start of its region copy_in puts the first element of a run.
 template <class T>
@@ -117,20 +140,14 @@ class Slide {
 #pragma unroll 1
     for (; count >= kS && h_ >= 0 && h_ + kS * kStride <= H_; count -= kS) {
 #pragma unroll
-      for (int i = 0; i < kS; ++i) {
-#pragma unroll
-        for (int r = kS - kStride; r < kS; ++r) load_row(rows_[(i * kStride + r) % kS]);
-        add_products(sums, i * kStride);
-      }
+      for (int i = 0; i < kS; ++i) step(sums, i * kStride, [&](float (&row)[kWidth]) { load_row(row); });
     }
 #pragma unroll 1
     for (; count > 0; count -= kS) {
 #pragma unroll
       for (int i = 0; i < kS; ++i) {
         if (i >= count) break;
-#pragma unroll
-        for (int r = kS - kStride; r < kS; ++r) load_row_if_inside(rows_[(i * kStride + r) % kS]);
-        add_products(sums, i * kStride);
+        step(sums, i * kStride, [&](float (&row)[kWidth]) { load_row_if_inside(row); });
       }
     }
   }
@@ -157,19 +174,27 @@ class Slide {
     ++h_;
   }
 
-  /// The products of the next row of outputs, with the rows of x that were loaded from the `first`-th on.
-  __device__ __forceinline__ void add_products(Sums<kS>& sums, int first) {
+  /// The products of the next row of outputs with the rows of x from the `first`-th since the start on, of which the
+  /// last kStride are loaded here, each just before it is used.
+  template <class Load>
+  __device__ __forceinline__ void step(Sums<kS>& sums, int first, const Load& load_next_row) {
+    float dy[kColumns];
 #pragma unroll
     for (int c = 0; c < kColumns; ++c) {
-      const float dy_value = to_accumulator(dy_[c]);
-      sums.dy += dy_value;
-#pragma unroll
-      for (int r = 0; r < kS; ++r) {
-#pragma unroll
-        for (int s = 0; s < kS; ++s) sums.taps[r][s] += rows_[(first + r) % kS][c * kStride + s] * dy_value;
-      }
+      dy[c] = to_accumulator(dy_[c]);
+      sums.dy += dy[c];
     }
     dy_ += dy_pitch_;
+#pragma unroll
+    for (int r = 0; r < kS; ++r) {
+      float (&row)[kWidth] = rows_[(first + r) % kS];
+      if (r >= kS - kStride) load_next_row(row);
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+#pragma unroll
+        for (int s = 0; s < kS; ++s) sums.taps[r][s] += row[c * kStride + s] * dy[c];
+      }
+    }
   }
 
   const T* x_;   // row h_ of the first column of x
@@ -191,11 +216,13 @@ __global__ void __launch_bounds__(kBlockThreads<kS>, 2)
   const int part = blockIdx.x / g.groups;
   const int64_t first_channel = int64_t{group} * g.planes;
   const int planes = static_cast<int>(min(int64_t{g.planes}, g.K - first_channel));
-  // Threads run along a row, then through the planes, then through the shares of rows; the last may have nothing to do.
+  // Threads run along a row, then through the planes, the shares of rows and those of images; the last may have nothing
+  // to do.
   const int thread = threadIdx.x;
   const int strip = thread % g.strips;
   const int plane = thread / g.strips % g.planes;
-  const int share = thread / g.strips / g.planes;
+  const int share = thread / (g.strips * g.planes) % g.shares;
+  const int image_share = thread / (g.strips * g.planes * g.shares);
 
   const int64_t begin = g.tiles * part / g.parts;
   const int count = static_cast<int>(g.tiles * (part + 1) / g.parts - begin);
@@ -205,14 +232,13 @@ __global__ void __launch_bounds__(kBlockThreads<kS>, 2)
   const auto copy_next = [&] {
     if (copied < count) {
       unsigned char* const stage = smem_tiles + copy_stage * g.stage_bytes;
-      for (int i = 0; i < next.images(g); ++i) {
-        const int64_t n = int64_t{next.n} * g.images + i;
-        copy_in<kThreads>(
-            reinterpret_cast<T*>(stage + i * g.x.image_bytes),
-            g.x.rows(x, n, first_channel, planes, next.first_x_row(g, kStride), next.end_x_row(g, kStride, kS)));
-        copy_in<kThreads>(reinterpret_cast<T*>(stage + g.dy_offset + i * g.dy.image_bytes),
-                          g.dy.rows(dy, n, first_channel, planes, next.first_row(g), next.end_row(g)));
-      }
+      const int64_t n = int64_t{next.n} * g.images;
+      const int images = next.images(g);
+      copy_images<kThreads>(
+          g.x, reinterpret_cast<T*>(stage),
+          g.x.rows(x, n, first_channel, planes, next.first_x_row(g, kStride), next.end_x_row(g, kStride, kS)), images);
+      copy_images<kThreads>(g.dy, reinterpret_cast<T*>(stage + g.dy_offset),
+                            g.dy.rows(dy, n, first_channel, planes, next.first_row(g), next.end_row(g)), images);
     }
     copy_async_commit();
     next.advance(g);
@@ -242,7 +268,7 @@ __global__ void __launch_bounds__(kBlockThreads<kS>, 2)
     const int x_begin = tile.first_x_row(g, kStride), x_end = tile.end_x_row(g, kStride, kS);
     const int dy_begin = tile.first_row(g), dy_end = tile.end_row(g);
     const int first_row = dy_begin + share * g.rows_a_share;
-    const int rows = plane < planes && share < g.shares ? min(g.rows_a_share, dy_end - first_row) : 0;
+    const int rows = plane < planes && image_share < g.image_shares ? min(g.rows_a_share, dy_end - first_row) : 0;
     const int images = rows > 0 ? tile.images(g) : 0;
     for (int q = strip * kColumns; q < g.dy.W; q += g.strips * kColumns) {
       const int h = first_row * kStride - g.pad_h, w = q * kStride - g.pad_w;
@@ -250,7 +276,7 @@ __global__ void __launch_bounds__(kBlockThreads<kS>, 2)
       // This thread's first elements in the first image.
       const int x_offset = (plane * (x_end - x_begin) + h - x_begin) * g.x.W + w;
       const int dy_offset = (plane * (dy_end - dy_begin) + share * g.rows_a_share) * g.dy.W + q;
-      for (int i = 0; i < images; ++i) {
+      for (int i = image_share; i < images; i += g.image_shares) {
         const int64_t n = int64_t{tile.n} * g.images + i;
         const int x_skew = g.x.aligned ? 0 : skew_of(g.x.rows(x, n, first_channel, planes, x_begin, x_end));
         const int dy_skew = g.dy.aligned ? 0 : skew_of(g.dy.rows(dy, n, first_channel, planes, dy_begin, dy_end));
@@ -271,7 +297,7 @@ __global__ void __launch_bounds__(kBlockThreads<kS>, 2)
   smem_sums[(kTaps - 1) * kThreads + thread] = sums.dy;
   __syncthreads();
   float* const smem_parts = smem_sums + kTaps * kThreads;
-  const int summands = g.shares * g.strips;  // of a tap of a plane
+  const int summands = g.image_shares * g.shares * g.strips;  // of a tap of a plane
   const int a_part = (summands + kSumParts - 1) / kSumParts;
   for (int i = thread; i < kTaps * g.planes * kSumParts; i += kThreads) {
     const int tap = i / (g.planes * kSumParts), of_plane = i / kSumParts % g.planes;
@@ -291,6 +317,9 @@ __global__ void __launch_bounds__(kBlockThreads<kS>, 2)
     workspace[(int64_t{part} * kTaps + tap) * g.K + first_channel + of_plane] = sum;
   }
 }
+
+template <int kValue>
+using Constant = std::integral_constant<int, kValue>;
 
 template <class T>
 Geometry make_geometry(const ConvParams& params, const LaunchConfig& config, const T* dy, const T* x) {
@@ -316,7 +345,7 @@ Geometry make_geometry(const ConvParams& params, const LaunchConfig& config, con
   g.pad_h = static_cast<int>(params.pad_h), g.pad_w = static_cast<int>(params.pad_w);
   g.planes = tile.planes, g.images = tile.images, g.tile_h = tile.tile_h, g.bands = tile.bands;
   g.groups = static_cast<int>(groups);
-  g.strips = tile.strips, g.shares = tile.shares;
+  g.strips = tile.strips, g.shares = tile.shares, g.image_shares = tile.image_shares;
   g.rows_a_share = static_cast<int>(ceil_div(tile.tile_h, tile.shares));
   g.tiles = tile.count(params);
   g.parts = config.parts;
@@ -326,34 +355,34 @@ Geometry make_geometry(const ConvParams& params, const LaunchConfig& config, con
   return g;
 }
 
-template <class T, int kColumns>
-void run_columns(const ConvParams& params, const LaunchConfig& config, const T* dy, const T* x, float* workspace,
-                 Stream stream) {
-  const auto launch_kernel = [&](auto kernel) {
-    launch(kernel, dim3(static_cast<unsigned>(config.grid[0])), dim3(config.block[0]), config.shared_bytes, stream,
-           make_geometry(params, config, dy, x), dy, x, workspace);
-  };
-  const auto with_filter = [&](auto stride_1, auto stride_2) {
-    params.stride_w == 1 ? launch_kernel(stride_1) : launch_kernel(stride_2);
-  };
-  switch (params.S) {
-    case 3:
-      return with_filter(depthwise_backward_weight_nchw_kernel<T, kColumns, 3, 1>,
-                         depthwise_backward_weight_nchw_kernel<T, kColumns, 3, 2>);
-    case 5:
-      return with_filter(depthwise_backward_weight_nchw_kernel<T, kColumns, 5, 1>,
-                         depthwise_backward_weight_nchw_kernel<T, kColumns, 5, 2>);
-    default:  // the planner lists no other size
-      return with_filter(depthwise_backward_weight_nchw_kernel<T, kColumns, 7, 1>,
-                         depthwise_backward_weight_nchw_kernel<T, kColumns, 7, 2>);
-  }
-}
-
 template <class T>
 void run(const ConvParams& params, const LaunchConfig& config, const void* dy, const void* x, void* dw, void* dbias,
          void* workspace, Stream stream) {
-  const auto function = thread_columns(params) == 1 ? run_columns<T, 1> : run_columns < T, sizeof(T) == 2 ? 2 : 1 > ;
-  function(params, config, static_cast<const T*>(dy), static_cast<const T*>(x), static_cast<float*>(workspace), stream);
+  const auto launch_kernel = [&](auto kernel) {
+    launch(kernel, dim3(static_cast<unsigned>(config.grid[0])), dim3(config.block[0]), config.shared_bytes, stream,
+           make_geometry(params, config, static_cast<const T*>(dy), static_cast<const T*>(x)),
+           static_cast<const T*>(dy), static_cast<const T*>(x), static_cast<float*>(workspace));
+  };
+  const auto with_filter = [&](auto filter) {
+    constexpr int kS = decltype(filter)::value, kPair = sizeof(T) == 2 ? 2 : 1;
+    const bool pairs = thread_columns(params) == kPair;
+    if (params.stride_w == 1) {
+      launch_kernel(pairs ? depthwise_backward_weight_nchw_kernel<T, kPair, kS, 1>
+                          : depthwise_backward_weight_nchw_kernel<T, 1, kS, 1>);
+    } else {
+      launch_kernel(pairs ? depthwise_backward_weight_nchw_kernel<T, kPair, kS, 2>
+                          : depthwise_backward_weight_nchw_kernel<T, 1, kS, 2>);
+    }
+  };
+  if (thread_columns(params) == 7) {
+    launch_kernel(depthwise_backward_weight_nchw_kernel<T, 7, 3, 1>);
+  } else {
+    switch (params.S) {
+      case 3: with_filter(Constant<3>()); break;
+      case 5: with_filter(Constant<5>()); break;
+      default: with_filter(Constant<7>());  // the planner lists no other size
+    }
+  }
   depthwise_backward_weight_reduce(params, config.parts, workspace, dw, dbias, stream);
 }
 

@@ -13,23 +13,32 @@ constexpr int kSkewBytes = 16;
 /// Parts in which the block adds up the sums of its threads, for each tap of each plane.
 constexpr int kSumParts = 8;
 
-/// Neighbouring outputs of a row that a thread owns. Two share most of their elements of x; 4-byte elements side by
-/// side would make bank conflicts, and need the fewer instructions less.
-inline int thread_columns(const ConvParams& params) { return size_of(params.dtype) == 2 && params.Q % 2 == 0 ? 2 : 1; }
+/// Neighbouring outputs of a row that a thread owns; they divide the row. Neighbours share most of their elements of x.
+/// Seven, for the rows of 7, 14, ... of MobileNet, only with a filter of 3 x 3 and stride 1: more taps, or columns of x
+/// further apart, would not fit the registers. Else two, but not of 4-byte elements: side by side they would make bank
+/// conflicts.
+inline int thread_columns(const ConvParams& params) {
+  if (params.S == 3 && params.stride_w == 1 && params.Q % 7 == 0) return 7;
+  return size_of(params.dtype) == 2 && params.Q % 2 == 0 ? 2 : 1;
+}
 
 /// Threads of a block, by the filter's size: what it takes in registers.
 constexpr int block_threads(int64_t S) { return S == 3 ? 256 : S == 5 ? 192 : 128; }
 template <int kS>
 constexpr int kBlockThreads = block_threads(kS);
 
+/// Rows of a thread, where there are enough: it loads S - 1 rows of x before its first output.
+constexpr int kMinRows = 7;
+
 /// A block's tile: rows [p, p + tile_h) of `planes` planes of dy, of `images` images, and the rows of x under them.
 /// Where tile_h is less than P, planes and images are one.
 struct Tile {
   int planes, images, tile_h;
-  int bands;        // tiles that a plane is cut into
-  int strips;       // of columns, side by side: threads in a row
-  int shares;       // of the tile's rows: threads in a column
-  int64_t x_bytes;  // of one image, in shared memory
+  int bands;         // tiles that a plane is cut into
+  int strips;        // of columns, side by side: threads in a row
+  int shares;        // of the tile's rows: threads in a column
+  int image_shares;  // of the tile's images
+  int64_t x_bytes;   // of one image, in shared memory
   int64_t dy_bytes;
 
   Tile(const ConvParams& params, int planes, int images, int tile_h)
@@ -39,7 +48,8 @@ struct Tile {
         bands(static_cast<int>(ceil_div(params.P, tile_h))),
         strips(
             static_cast<int>(std::min<int64_t>(ceil_div(params.Q, thread_columns(params)), block_threads(params.S)))),
-        shares(std::clamp(block_threads(params.S) / (strips * planes), 1, tile_h)),
+        shares(std::clamp(std::min<int>(block_threads(params.S) / (strips * planes), tile_h / kMinRows), 1, tile_h)),
+        image_shares(std::clamp(block_threads(params.S) / (strips * planes * shares), 1, images)),
         x_bytes(run_bytes(params, x_rows(params, tile_h) * params.W)),
         dy_bytes(run_bytes(params, tile_h * params.Q)) {}
 

@@ -12,9 +12,7 @@ using namespace backward_weight_nchw;
 /// Two blocks share a multiprocessor, so each has half of its shared memory; a stage has half of that. The more bytes
 /// in a stage, the less weigh the rows that neighbouring bands share and the work that every thread does once a tile.
 constexpr int kBlocksForShared = 2;
-constexpr int kMostImages = 8;
-/// Rows of a thread, where there are enough: it loads S - 1 rows of x before its first output.
-constexpr int kMinRows = 28;
+constexpr int kMostImages = 16;
 /// The workspace, written and read, may add this fraction of the bytes of x and dy.
 constexpr double kWorkspaceFraction = 0.06;
 
@@ -29,9 +27,16 @@ bool fits(const ConvParams& p) {
 /// `length` in equal pieces of at most `most`.
 int64_t even_piece(int64_t length, int64_t most) { return ceil_div(length, ceil_div(length, most)); }
 
-/// The tile whose stage has at most `bytes`: a band of rows where one plane does not fit, else planes until the threads
-/// have work, then images. images = 0 if nothing fits.
-Tile choose_tile(const ConvParams& p, int64_t bytes) {
+/// Parts of the tiles that the workspace's traffic allows.
+int64_t affordable_parts(const ConvParams& p) {
+  const double bytes = static_cast<double>(p.N) * p.K * (p.H * p.W + p.P * p.Q) * size_of(p.dtype);
+  const double part_bytes = 2.0 * (p.R * p.S + 1) * p.K * 4;
+  return std::max<int64_t>(1, static_cast<int64_t>(kWorkspaceFraction * bytes / part_bytes));
+}
+
+/// The tile whose stage has at most `bytes`: a band of rows where one plane does not fit; else planes until the threads
+/// have work, but so few that there are `blocks` blocks; then images. images = 0 if nothing fits.
+Tile choose_tile(const ConvParams& p, int64_t bytes, int64_t blocks) {
   const auto fits_stage = [&](int64_t planes, int64_t images, int64_t rows) {
     return Tile(p, static_cast<int>(planes), static_cast<int>(images), static_cast<int>(rows)).stage_bytes() <= bytes;
   };
@@ -41,16 +46,16 @@ Tile choose_tile(const ConvParams& p, int64_t bytes) {
     if (rows == 0) return Tile(p, 1, 0, 1);
     return Tile(p, 1, 1, static_cast<int>(even_piece(p.P, rows)));
   }
-  const int threads = block_threads(p.S);
-  const int64_t strips = std::min<int64_t>(ceil_div(p.Q, thread_columns(p)), threads);
-  const int64_t shares = std::max<int64_t>(1, p.P / kMinRows);
-  int64_t planes = std::clamp<int64_t>(threads / (strips * shares), 1, p.K);
+  const Tile one(p, 1, 1, static_cast<int>(p.P));
+  int64_t planes = std::clamp<int64_t>(block_threads(p.S) / (one.strips * one.shares), 1, p.K);
   while (planes > 1 && !fits_stage(planes, 1, p.P)) --planes;
   // Whole accesses from one group of planes to the next.
   const int64_t vector = 16 / size_of(p.dtype);
+  const int64_t parts = std::min(affordable_parts(p), p.N);
+  while (planes >= 2 * vector && ceil_div(p.K, planes) * parts < blocks) planes /= 2;
   if (planes >= vector && planes < p.K) planes -= planes % vector;
   planes = even_piece(p.K, planes);
-  int64_t images = std::min<int64_t>(kMostImages, p.N);
+  int64_t images = std::min<int64_t>(kMostImages, ceil_div(p.N, std::min(parts, ceil_div(blocks * planes, p.K))));
   while (images > 1 && !fits_stage(planes, images, p.P)) --images;
   return Tile(p, static_cast<int>(planes), static_cast<int>(images), static_cast<int>(p.P));
 }
@@ -63,7 +68,8 @@ void plan_depthwise_backward_weight_nchw(const Problem& problem, Configs& config
   if (!fits(p)) return;
   const int64_t shared = std::min<int64_t>(device.shared_bytes_per_block,
                                            device.shared_bytes_per_multiprocessor / kBlocksForShared - 1024);
-  const Tile tile = choose_tile(p, shared / 2);
+  const int64_t blocks = int64_t{device.multiprocessors} * kBlocksForShared;
+  const Tile tile = choose_tile(p, shared / 2, blocks);
   if (tile.images == 0) return;
   const int64_t stages_bytes = stages(shared, tile.stage_bytes()) * tile.stage_bytes();
   const int64_t shared_bytes = std::max(stages_bytes, sums_bytes(p, tile.planes));
@@ -74,11 +80,8 @@ void plan_depthwise_backward_weight_nchw(const Problem& problem, Configs& config
   const int64_t tiles = tile.count(p);
   const int64_t blocks_a_multiprocessor =
       std::clamp<int64_t>(device.shared_bytes_per_multiprocessor / (shared_bytes + 1024), 1, kBlocksForShared);
-  const double bytes = static_cast<double>(p.N) * p.K * (p.H * p.W + p.P * p.Q) * size_of(p.dtype);
-  const double part_bytes = 2.0 * (p.R * p.S + 1) * p.K * 4;
-  const int64_t affordable = std::max<int64_t>(1, static_cast<int64_t>(kWorkspaceFraction * bytes / part_bytes));
   const int64_t wanted = std::max<int64_t>(1, device.multiprocessors * blocks_a_multiprocessor / groups);
-  int64_t parts = std::min({tiles, affordable, wanted});
+  int64_t parts = std::min({tiles, affordable_parts(p), wanted});
   parts = ceil_div(tiles, ceil_div(tiles, parts));
   if (groups * parts > kMaxGridX || tiles / parts >= (int64_t{1} << 31)) return;
   configs.push_back({.kernel = Kernel::kDepthwiseBackwardWeightNchw,
