@@ -56,8 +56,8 @@ struct Geometry {
   int groups;                        // of planes
   int strips, shares, rows_a_share;  // threads in a row and in a column of a plane; rows of dy for each
   int image_shares;                  // threads for the same place of different images
-  int64_t tiles;                     // of a group
-  int parts;
+  int sum_parts;                     // in which the block adds up the sums of the threads of a plane
+  int part_tiles, longer_parts;      // tiles of a part; the first parts have one more
   int stages, stage_bytes, dy_offset;
 };
 
@@ -65,8 +65,7 @@ struct Geometry {
 struct TileOfGroup {
   int n, band;
 
-  __device__ TileOfGroup(const Geometry& g, int64_t index)
-      : n(static_cast<int>(index / g.bands)), band(static_cast<int>(index % g.bands)) {}
+  __device__ TileOfGroup(const Geometry& g, int index) : n(index / g.bands), band(index % g.bands) {}
   __device__ void advance(const Geometry& g) {
     if (++band == g.bands) band = 0, ++n;
   }
@@ -224,9 +223,9 @@ __global__ void __launch_bounds__(kBlockThreads<kS>, 2)
   const int share = thread / (g.strips * g.planes) % g.shares;
   const int image_share = thread / (g.strips * g.planes * g.shares);
 
-  const int64_t begin = g.tiles * part / g.parts;
-  const int count = static_cast<int>(g.tiles * (part + 1) / g.parts - begin);
-  TileOfGroup next(g, begin);
+  const int count = g.part_tiles + (part < g.longer_parts);
+  TileOfGroup tile(g, part * g.part_tiles + min(part, g.longer_parts));
+  TileOfGroup next = tile;
   int copied = 0, copy_stage = 0;
   // Starts the copy of the next tile, if there is one; closes a group of copies in either case.
   const auto copy_next = [&] {
@@ -248,7 +247,6 @@ __global__ void __launch_bounds__(kBlockThreads<kS>, 2)
 
   Sums<kS> sums;
   for (int i = 1; i < g.stages; ++i) copy_next();
-  TileOfGroup tile(g, begin);
   int stage = 0;
   for (int t = 0; t < count; ++t, tile.advance(g)) {
     // All groups but those of the stages - 2 tiles after this one have landed; then every thread is done with the stage
@@ -289,7 +287,7 @@ __global__ void __launch_bounds__(kBlockThreads<kS>, 2)
   copy_async_wait<0>();
   __syncthreads();
 
-  // Where the tiles were: the threads' sums, [S * S + 1][thread], and after them [S * S + 1][plane][kSumParts].
+  // Where the tiles were: the threads' sums, [S * S + 1][thread], and after them [S * S + 1][part of the sum][plane].
   constexpr int kTaps = kS * kS + 1;
   float* const smem_sums = reinterpret_cast<float*>(smem_tiles);
 #pragma unroll
@@ -297,24 +295,37 @@ __global__ void __launch_bounds__(kBlockThreads<kS>, 2)
   smem_sums[(kTaps - 1) * kThreads + thread] = sums.dy;
   __syncthreads();
   float* const smem_parts = smem_sums + kTaps * kThreads;
-  const int summands = g.image_shares * g.shares * g.strips;  // of a tap of a plane
-  const int a_part = (summands + kSumParts - 1) / kSumParts;
-  for (int i = thread; i < kTaps * g.planes * kSumParts; i += kThreads) {
-    const int tap = i / (g.planes * kSumParts), of_plane = i / kSumParts % g.planes;
-    const int end = min((i % kSumParts + 1) * a_part, summands);
+  float* const of_group = workspace + int64_t{part} * kTaps * g.K + first_channel;
+  // A thread adds up one part of the summands of one plane, for every taps_at_once-th tap.
+  const int columns = g.planes * g.sum_parts, taps_at_once = kThreads / columns;
+  const int first_tap = thread / columns, column = thread % columns;
+  const int sum_part = column / g.planes, of_plane = column % g.planes;
+  const int summands = g.image_shares * g.shares * g.strips;
+  const int a_part = (summands + g.sum_parts - 1) / g.sum_parts;
+  const int first_summand = sum_part * a_part, end_summand = min(first_summand + a_part, summands);
+  const int first_strip = first_summand % g.strips;
+  const int first_place = (first_summand / g.strips * g.planes + of_plane) * g.strips + first_strip;
+  const int next_row = (g.planes - 1) * g.strips;  // from behind the last strip of a row to the plane's next row
+  for (int tap = first_tap < taps_at_once ? first_tap : kTaps; tap < kTaps; tap += taps_at_once) {
+    const float* summand = smem_sums + tap * kThreads + first_place;
     float sum = 0;
-    for (int j = i % kSumParts * a_part; j < end; ++j) {
-      sum += smem_sums[tap * kThreads + (j / g.strips * g.planes + of_plane) * g.strips + j % g.strips];
+    for (int j = first_summand, in_row = first_strip; j < end_summand; ++j) {
+      sum += *summand++;
+      if (++in_row == g.strips) in_row = 0, summand += next_row;
     }
-    smem_parts[i] = sum;
+    if (g.sum_parts > 1) {
+      smem_parts[tap * columns + column] = sum;
+    } else if (of_plane < planes) {
+      of_group[tap * g.K + of_plane] = sum;
+    }
   }
+  if (g.sum_parts == 1) return;
   __syncthreads();
   for (int i = thread; i < kTaps * planes; i += kThreads) {
-    const int tap = i / planes, of_plane = i % planes;
+    const int tap = i / planes, plane_of_sum = i % planes;
     float sum = 0;
-#pragma unroll
-    for (int j = 0; j < kSumParts; ++j) sum += smem_parts[(tap * g.planes + of_plane) * kSumParts + j];
-    workspace[(int64_t{part} * kTaps + tap) * g.K + first_channel + of_plane] = sum;
+    for (int j = 0; j < g.sum_parts; ++j) sum += smem_parts[tap * columns + j * g.planes + plane_of_sum];
+    of_group[tap * g.K + plane_of_sum] = sum;
   }
 }
 
@@ -346,9 +357,10 @@ Geometry make_geometry(const ConvParams& params, const LaunchConfig& config, con
   g.planes = tile.planes, g.images = tile.images, g.tile_h = tile.tile_h, g.bands = tile.bands;
   g.groups = static_cast<int>(groups);
   g.strips = tile.strips, g.shares = tile.shares, g.image_shares = tile.image_shares;
+  g.sum_parts = sum_parts(params, tile);
   g.rows_a_share = static_cast<int>(ceil_div(tile.tile_h, tile.shares));
-  g.tiles = tile.count(params);
-  g.parts = config.parts;
+  g.part_tiles = static_cast<int>(tile.count(params) / config.parts);
+  g.longer_parts = static_cast<int>(tile.count(params) % config.parts);
   g.stages = stages(config.shared_bytes, tile.stage_bytes());
   g.stage_bytes = static_cast<int>(tile.stage_bytes());
   g.dy_offset = static_cast<int>(tile.images * tile.x_bytes);

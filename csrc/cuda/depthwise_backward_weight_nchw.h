@@ -10,8 +10,10 @@ namespace cnnext::cuda::backward_weight_nchw {
 constexpr int kMaxStages = 4;
 /// Room for the part of a 16-byte access that lies ahead of a run of memory.
 constexpr int kSkewBytes = 16;
-/// Parts in which the block adds up the sums of its threads, for each tap of each plane.
-constexpr int kSumParts = 8;
+/// Parts, at most, in which the block adds up the sums of its threads, for each tap of each plane; and the fewest
+/// summands of a part.
+constexpr int kMostSumParts = 8;
+constexpr int kLeastSummands = 8;
 
 /// Neighbouring outputs of a row that a thread owns; they divide the row. Neighbours share most of their elements of x.
 /// Seven, for the rows of 7, 14, ... of MobileNet, only with a filter of 3 x 3 and stride 1: more taps, or columns of x
@@ -69,9 +71,16 @@ struct Tile {
   }
 };
 
-/// Shared memory where the block adds up its sums: those of every thread, then kSumParts partial ones.
-inline int64_t sums_bytes(const ConvParams& params, int planes) {
-  return (int64_t{block_threads(params.S)} + int64_t{planes} * kSumParts) * (params.R * params.S + 1) * 4;
+/// Parts in which the block adds up the sums of the threads of a plane: so many that each thread has at most one.
+inline int sum_parts(const ConvParams& params, const Tile& tile) {
+  const int summands = tile.strips * tile.shares * tile.image_shares;
+  return std::clamp(std::min(block_threads(params.S) / tile.planes, summands / kLeastSummands), 1, kMostSumParts);
+}
+
+/// Shared memory where the block adds up its sums: those of every thread, then those of the parts.
+inline int64_t sums_bytes(const ConvParams& params, const Tile& tile) {
+  return (int64_t{block_threads(params.S)} + int64_t{tile.planes} * sum_parts(params, tile)) *
+         (params.R * params.S + 1) * 4;
 }
 
 /// Tiles that fit shared memory at once: the one that is computed and those on their way.

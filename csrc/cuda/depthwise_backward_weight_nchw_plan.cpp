@@ -72,7 +72,7 @@ void plan_depthwise_backward_weight_nchw(const Problem& problem, Configs& config
   const Tile tile = choose_tile(p, shared / 2, blocks);
   if (tile.images == 0) return;
   const int64_t stages_bytes = stages(shared, tile.stage_bytes()) * tile.stage_bytes();
-  const int64_t shared_bytes = std::max(stages_bytes, sums_bytes(p, tile.planes));
+  const int64_t shared_bytes = std::max(stages_bytes, sums_bytes(p, tile));
   if (shared_bytes > device.shared_bytes_per_block) return;
 
   // One round of blocks, each of which walks down an equal share of its group's tiles.
@@ -83,7 +83,7 @@ void plan_depthwise_backward_weight_nchw(const Problem& problem, Configs& config
   const int64_t wanted = std::max<int64_t>(1, device.multiprocessors * blocks_a_multiprocessor / groups);
   int64_t parts = std::min({tiles, affordable_parts(p), wanted});
   parts = ceil_div(tiles, ceil_div(tiles, parts));
-  if (groups * parts > kMaxGridX || tiles / parts >= (int64_t{1} << 31)) return;
+  if (groups * parts > kMaxGridX || tiles >= (int64_t{1} << 31)) return;
   configs.push_back({.kernel = Kernel::kDepthwiseBackwardWeightNchw,
                      .grid = {groups * parts, 1, 1},
                      .block = {block_threads(p.S), 1, 1},

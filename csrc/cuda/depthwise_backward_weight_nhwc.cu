@@ -44,9 +44,7 @@ struct Rectangle {
 struct Geometry {
   Rectangle x_pixels, dy_pixels;
   int64_t K;
-  int64_t tiles;  // of the whole problem
-  int parts;
-  int slabs;
+  int part_tiles, longer_parts;  // tiles of a part; the first parts have one more
   int N, P, Q, R;
   int pad_h, pad_w, dilation_h;
   int images, tile_h, tile_w;  // of a tile
@@ -61,10 +59,10 @@ struct Geometry {
 struct TileIndex {
   int n, row, column;
 
-  __device__ TileIndex(const Geometry& g, int64_t index)
-      : n(static_cast<int>(index / (int64_t{g.tiles_h} * g.tiles_w))),
-        row(static_cast<int>(index / g.tiles_w % g.tiles_h)),
-        column(static_cast<int>(index % g.tiles_w)) {}
+  __device__ TileIndex(const Geometry& g, int index) : n(index), row(0), column(0) {
+    if (g.tiles_w > 1) n /= g.tiles_w, column = index % g.tiles_w;
+    if (g.tiles_h > 1) row = n % g.tiles_h, n /= g.tiles_h;
+  }
 
   __device__ void advance(const Geometry& g) {
     if (++column < g.tiles_w) return;
@@ -86,8 +84,8 @@ struct Place {
 
 /// Starts the copy of a rectangle of pixels of some images to `shared`, dense there, which points at this thread's
 /// vector of channels in the first pixel; `first` is the same in the tensor, and may lie outside the image. That pixel
-/// is (top, left) of the image; pixels outside become zeros if kPadded, else nothing.
-template <bool kPadded, class T>
+/// is (top, left) of the image; pixels outside become zeros.
+template <class T>
 __device__ __forceinline__ void copy_pixels(const Rectangle& pixels, const Place& place, unsigned char* shared,
                                             const T* first, int images, int top, int left, int pixel_bytes) {
   // Pointers that move, rather than a base and an offset: nvcc would compute the base anew for every pixel.
@@ -102,11 +100,7 @@ __device__ __forceinline__ void copy_pixels(const Rectangle& pixels, const Place
       const T* from = image;
       unsigned char* to = image_to;
       for (int h = top + place.row; h < top + pixels.rows; h += pixels.rows_at_once, from += step, to += step_bytes) {
-        if (static_cast<unsigned>(h) < inside_rows) {
-          copy_async<kAccessBytes>(to, from);
-        } else if (kPadded) {
-          store<uint4>(to, make_uint4(0, 0, 0, 0));
-        }
+        copy_async<kAccessBytes>(to, from, static_cast<unsigned>(h) < inside_rows);
       }
     }
   }
@@ -191,15 +185,14 @@ __global__ void __launch_bounds__(max_threads(kS), 2)
   constexpr int kV = kVector<T>;
   CNNEXT_DYNAMIC_SHARED(unsigned char, smem_tiles);
   const int lanes = blockDim.x;
-  const int slab = blockIdx.x % g.slabs;
-  const int part = blockIdx.x / g.slabs;
+  const int slab = blockIdx.x, part = blockIdx.y;
   const int64_t first_channel = (int64_t{slab} * lanes + threadIdx.x) * kV;
   const bool active = first_channel < g.K;
   const int pixel_bytes = lanes * kAccessBytes;
 
-  const int64_t begin = g.tiles * part / g.parts;
-  const int count = static_cast<int>(g.tiles * (part + 1) / g.parts - begin);
-  TileIndex next(g, begin);
+  const int count = g.part_tiles + (part < g.longer_parts);
+  TileIndex tile(g, part * g.part_tiles + min(part, g.longer_parts));
+  TileIndex next = tile;
   const int worker = threadIdx.z * blockDim.y + threadIdx.y;
   const int workers = blockDim.y * blockDim.z;
   const Place x_place(g.x_pixels, worker), dy_place(g.dy_pixels, worker);
@@ -213,12 +206,12 @@ __global__ void __launch_bounds__(max_threads(kS), 2)
       const int n = next.n * g.images, p = next.row * g.tile_h, q = next.column * g.tile_w;
       const int h = p * kStride - g.pad_h, w = q * kStride - g.pad_w;
       const int images = min(g.images, g.N - n);
-      copy_pixels<true>(g.x_pixels, x_place, stage,
-                        x + (n * g.x_pixels.stride_n + (h * g.x_pixels.stride_h + w * g.x_pixels.stride_w)), images, h,
-                        w, pixel_bytes);
-      copy_pixels<false>(g.dy_pixels, dy_place, stage + g.x_bytes,
-                         dy + (n * g.dy_pixels.stride_n + (p * g.dy_pixels.stride_h + q * g.dy_pixels.stride_w)),
-                         images, p, q, pixel_bytes);
+      copy_pixels(g.x_pixels, x_place, stage,
+                  x + (n * g.x_pixels.stride_n + (h * g.x_pixels.stride_h + w * g.x_pixels.stride_w)), images, h, w,
+                  pixel_bytes);
+      copy_pixels(g.dy_pixels, dy_place, stage + g.x_bytes,
+                  dy + (n * g.dy_pixels.stride_n + (p * g.dy_pixels.stride_h + q * g.dy_pixels.stride_w)), images, p, q,
+                  pixel_bytes);
     }
     copy_async_commit();
     next.advance(g);
@@ -235,7 +228,6 @@ __global__ void __launch_bounds__(max_threads(kS), 2)
   const int own_q = threadIdx.z % g.strips * g.strip;
   const int rows_at_once = blockDim.z / g.strips;
   for (int i = 1; i < g.stages; ++i) copy_next();
-  TileIndex tile(g, begin);
   int stage = 0;
   for (int i = 0; i < count; ++i, tile.advance(g)) {
     // All groups but those of the stages - 2 tiles after this one have landed; then every thread is done with the stage
@@ -326,9 +318,8 @@ Geometry make_geometry(const ConvParams& params, const LaunchConfig& config, boo
   g.x_pixels = make_rectangle(tile.x_rows, tile.x_columns, params.H, params.W, params.x_strides, workers, pixel_bytes);
   g.dy_pixels = make_rectangle(tile.tile_h, tile.tile_w, params.P, params.Q, params.y_strides, workers, pixel_bytes);
   g.K = params.K;
-  g.tiles = tile.count(params);
-  g.parts = config.parts;
-  g.slabs = static_cast<int>(config.grid[0] / config.parts);
+  g.part_tiles = static_cast<int>(tile.count(params) / config.parts);
+  g.longer_parts = static_cast<int>(tile.count(params) % config.parts);
   g.N = static_cast<int>(params.N), g.P = static_cast<int>(params.P), g.Q = static_cast<int>(params.Q);
   g.R = static_cast<int>(params.R);
   g.pad_h = static_cast<int>(params.pad_h), g.pad_w = static_cast<int>(params.pad_w);
@@ -349,9 +340,10 @@ template <class T>
 void run(const ConvParams& params, const LaunchConfig& config, const void* dy, const void* x, void* dw, void* dbias,
          void* workspace, Stream stream) {
   const auto launch_kernel = [&](auto kernel) {
-    launch(kernel, dim3(static_cast<unsigned>(config.grid[0])), dim3(config.block[0], config.block[1], config.block[2]),
-           config.shared_bytes, stream, make_geometry(params, config, dbias != nullptr), static_cast<const T*>(dy),
-           static_cast<const T*>(x), static_cast<float*>(workspace));
+    launch(kernel, dim3(static_cast<unsigned>(config.grid[0]), static_cast<unsigned>(config.grid[1])),
+           dim3(config.block[0], config.block[1], config.block[2]), config.shared_bytes, stream,
+           make_geometry(params, config, dbias != nullptr), static_cast<const T*>(dy), static_cast<const T*>(x),
+           static_cast<float*>(workspace));
   };
   const auto with_filter = [&](auto stride_1, auto stride_2) {
     params.stride_w == 1 ? launch_kernel(stride_1) : launch_kernel(stride_2);

@@ -67,6 +67,16 @@ int most_lanes(const ConvParams& params, int64_t bytes) {
   return whole ? 8 : 4;
 }
 
+/// The tile with fewer images, but at least half, where the longest of `parts` parts then has fewer.
+Tile balance(const ConvParams& params, const Tile& tile, int64_t parts) {
+  const auto longest = [&](int64_t images) { return ceil_div(ceil_div(params.N, images), parts) * images; };
+  int best = tile.images;
+  for (int images = tile.images - 1; 2 * images >= tile.images; --images) {
+    if (longest(images) < longest(best)) best = images;
+  }
+  return Tile(params, best, tile.tile_h, tile.tile_w);
+}
+
 }  // namespace
 
 void plan_depthwise_backward_weight_nhwc(const Problem& problem, Configs& configs) {
@@ -80,35 +90,40 @@ void plan_depthwise_backward_weight_nhwc(const Problem& problem, Configs& config
                                            device.shared_bytes_per_multiprocessor / kBlocksForShared - 1024);
   const int64_t most_stage_bytes = (shared - kMostBiasBytes) / 2;
   const int lanes = choose_lanes(vectors, most_lanes(p, most_stage_bytes));
-  const Tile tile = choose_tile(p, static_cast<int>(even_piece(p.Q, kMaxTileColumns)), lanes, most_stage_bytes);
-  if (tile.tile_h == 0) return;
+  const Tile widest = choose_tile(p, static_cast<int>(even_piece(p.Q, kMaxTileColumns)), lanes, most_stage_bytes);
+  if (widest.tile_h == 0) return;
 
   // Groups in whole rows of strips.
   const int most_rows =
-      std::min(64, max_threads(static_cast<int>(p.S)) / (lanes * static_cast<int>(p.R))) / tile.strips;
+      std::min(64, max_threads(static_cast<int>(p.S)) / (lanes * static_cast<int>(p.R))) / widest.strips;
   if (most_rows == 0) return;
-  const int groups = tile.strips * static_cast<int>(even_piece(tile.tile_h, most_rows));
+  const int groups = widest.strips * static_cast<int>(even_piece(widest.tile_h, most_rows));
   const int threads = lanes * static_cast<int>(p.R) * groups;
   const int64_t sums_bytes = int64_t{groups} * p.R * p.S * lanes * vector * 4;
-  const int64_t stage_bytes = tile.stage_bytes(lanes);
-  const int64_t stages_bytes = stages(shared - kMostBiasBytes, stage_bytes) * stage_bytes;
-  const int64_t shared_bytes = std::max(stages_bytes, sums_bytes) + bias_bytes(p, threads);
-  if (shared_bytes > device.shared_bytes_per_block) return;
-
+  const auto shared_bytes_for = [&](const Tile& tile) {
+    const int64_t stage_bytes = tile.stage_bytes(lanes);
+    const int64_t stages_bytes = stages(shared - kMostBiasBytes, stage_bytes) * stage_bytes;
+    return std::max(stages_bytes, sums_bytes) + bias_bytes(p, threads);
+  };
   // One round of blocks, each of which walks down an equal share of the tiles.
   const int64_t slabs = ceil_div(vectors, lanes);
-  const int64_t tiles = tile.count(p);
-  const int64_t blocks_a_multiprocessor =
-      std::clamp<int64_t>(device.shared_bytes_per_multiprocessor / (shared_bytes + 1024), 1, kBlocksForShared);
   const double bytes = static_cast<double>(p.N) * p.K * (p.H * p.W + p.P * p.Q) * size_of(p.dtype);
   const double part_bytes = 2.0 * (p.R * p.S + 1) * p.K * 4;
   const int64_t affordable = std::max<int64_t>(1, static_cast<int64_t>(kWorkspaceFraction * bytes / part_bytes));
-  const int64_t wanted = std::max<int64_t>(1, device.multiprocessors * blocks_a_multiprocessor / slabs);
-  int64_t parts = std::min({tiles, affordable, wanted});
-  parts = ceil_div(tiles, ceil_div(tiles, parts));
-  if (slabs * parts > kMaxGridX || tiles / parts >= (int64_t{1} << 31)) return;
+  const auto parts_for = [&](const Tile& tile) {
+    const int64_t blocks_a_multiprocessor = std::clamp<int64_t>(
+        device.shared_bytes_per_multiprocessor / (shared_bytes_for(tile) + 1024), 1, kBlocksForShared);
+    const int64_t wanted = std::max<int64_t>(1, device.multiprocessors * blocks_a_multiprocessor / slabs);
+    return std::min({tile.count(p), affordable, wanted});
+  };
+  const Tile tile = balance(p, widest, parts_for(widest));
+  const int64_t shared_bytes = shared_bytes_for(tile);
+  if (shared_bytes > device.shared_bytes_per_block) return;
+  const int64_t tiles = tile.count(p);
+  const int64_t parts = ceil_div(tiles, ceil_div(tiles, parts_for(tile)));
+  if (slabs > kMaxGridX || parts > kMaxGridYZ || tiles >= (int64_t{1} << 31)) return;
   configs.push_back({.kernel = Kernel::kDepthwiseBackwardWeightNhwc,
-                     .grid = {slabs * parts, 1, 1},
+                     .grid = {slabs, parts, 1},
                      .block = {lanes, static_cast<int>(p.R), groups},
                      .shared_bytes = static_cast<int>(shared_bytes),
                      .tile_h = tile.tile_h,

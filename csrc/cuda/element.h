@@ -43,7 +43,8 @@ __device__ __forceinline__ To bit_cast(const From& from) {
 
 __device__ __forceinline__ float2 unpack_pair(unsigned bits, __half) { return __half22float2(bit_cast<__half2>(bits)); }
 __device__ __forceinline__ float2 unpack_pair(unsigned bits, __nv_bfloat16) {
-  return __bfloat1622float2(bit_cast<__nv_bfloat162>(bits));
+  // One instruction each; __bfloat1622float2 takes two for the upper one.
+  return make_float2(bit_cast<float>(bits << 16), bit_cast<float>(bits & 0xffff0000u));
 }
 __device__ __forceinline__ unsigned pack_pair(float a, float b, __half) {
   return bit_cast<unsigned>(__floats2half2_rn(a, b));
