@@ -56,6 +56,7 @@ struct Geometry {
   int groups;                        // of planes
   int strips, shares, rows_a_share;  // threads in a row and in a column of a plane; rows of dy for each
   int image_shares;                  // threads for the same place of different images
+  bool planes_first;                 // the order of threads
   int sum_parts;                     // in which the block adds up the sums of the threads of a plane
   int part_tiles, longer_parts;      // tiles of a part; the first parts have one more
   int stages, stage_bytes, dy_offset;
@@ -215,13 +216,13 @@ __global__ void __launch_bounds__(kBlockThreads<kS>, 2)
   const int part = blockIdx.x / g.groups;
   const int64_t first_channel = int64_t{group} * g.planes;
   const int planes = static_cast<int>(min(int64_t{g.planes}, g.K - first_channel));
-  // Threads run along a row, then through the planes, the shares of rows and those of images; the last may have nothing
-  // to do.
+  // Threads run along a row and through the planes, or the other way round, then through the shares of rows and those
+  // of images; the last may have nothing to do.
   const int thread = threadIdx.x;
-  const int strip = thread % g.strips;
-  const int plane = thread / g.strips % g.planes;
-  const int share = thread / (g.strips * g.planes) % g.shares;
-  const int image_share = thread / (g.strips * g.planes * g.shares);
+  const int strip = g.planes_first ? thread / g.planes % g.strips : thread % g.strips;
+  const int plane = g.planes_first ? thread % g.planes : thread / g.strips % g.planes;
+  const int row_of_shares = thread / (g.strips * g.planes);
+  const int share = row_of_shares % g.shares, image_share = row_of_shares / g.shares;
 
   const int count = g.part_tiles + (part < g.longer_parts);
   TileOfGroup tile(g, part * g.part_tiles + min(part, g.longer_parts));
@@ -287,12 +288,16 @@ __global__ void __launch_bounds__(kBlockThreads<kS>, 2)
   copy_async_wait<0>();
   __syncthreads();
 
-  // Where the tiles were: the threads' sums, [S * S + 1][thread], and after them [S * S + 1][part of the sum][plane].
+  // Where the tiles were: the threads' sums, [S * S + 1][shares of images and rows][plane][strip], a tap at kThreads,
+  // and after them [S * S + 1][part of the sum][plane].
   constexpr int kTaps = kS * kS + 1;
   float* const smem_sums = reinterpret_cast<float*>(smem_tiles);
+  if (image_share < g.image_shares) {
+    float* const place = smem_sums + (row_of_shares * g.planes + plane) * g.strips + strip;
 #pragma unroll
-  for (int tap = 0; tap < kTaps - 1; ++tap) smem_sums[tap * kThreads + thread] = sums.taps[tap / kS][tap % kS];
-  smem_sums[(kTaps - 1) * kThreads + thread] = sums.dy;
+    for (int tap = 0; tap < kTaps - 1; ++tap) place[tap * kThreads] = sums.taps[tap / kS][tap % kS];
+    place[(kTaps - 1) * kThreads] = sums.dy;
+  }
   __syncthreads();
   float* const smem_parts = smem_sums + kTaps * kThreads;
   float* const of_group = workspace + int64_t{part} * kTaps * g.K + first_channel;
@@ -357,6 +362,7 @@ Geometry make_geometry(const ConvParams& params, const LaunchConfig& config, con
   g.planes = tile.planes, g.images = tile.images, g.tile_h = tile.tile_h, g.bands = tile.bands;
   g.groups = static_cast<int>(groups);
   g.strips = tile.strips, g.shares = tile.shares, g.image_shares = tile.image_shares;
+  g.planes_first = planes_first(params, tile);
   g.sum_parts = sum_parts(params, tile);
   g.rows_a_share = static_cast<int>(ceil_div(tile.tile_h, tile.shares));
   g.part_tiles = static_cast<int>(tile.count(params) / config.parts);

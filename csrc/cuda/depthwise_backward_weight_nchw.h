@@ -16,11 +16,11 @@ constexpr int kMostSumParts = 8;
 constexpr int kLeastSummands = 8;
 
 /// Neighbouring outputs of a row that a thread owns; they divide the row. Neighbours share most of their elements of x.
-/// Seven, for the rows of 7, 14, ... of MobileNet, only with a filter of 3 x 3 and stride 1: more taps, or columns of x
-/// further apart, would not fit the registers. Else two, but not of 4-byte elements: side by side they would make bank
-/// conflicts.
+/// Seven, for MobileNet's rows of 7, 14 and 28, only with a filter of 3 x 3 and stride 1: more taps, or columns of x
+/// further apart, would not fit the registers, and longer rows would make bank conflicts. Else two, but not of 4-byte
+/// elements: side by side they would make bank conflicts.
 inline int thread_columns(const ConvParams& params) {
-  if (params.S == 3 && params.stride_w == 1 && params.Q % 7 == 0) return 7;
+  if (params.S == 3 && params.stride_w == 1 && params.Q % 7 == 0 && params.Q <= 28) return 7;
   return size_of(params.dtype) == 2 && params.Q % 2 == 0 ? 2 : 1;
 }
 
@@ -70,6 +70,13 @@ struct Tile {
     return ceil_div(planes * elements * size_of(params.dtype), 16) * 16 + kSkewBytes;
   }
 };
+
+/// Whether neighbouring threads own neighbouring planes, rather than neighbouring columns: before a stride of 2 on
+/// small planes of x, if these begin in 16 banks or more. Columns of several small planes would meet in the same banks.
+inline bool planes_first(const ConvParams& params, const Tile& tile) {
+  const int64_t plane_bytes = params.H * params.W * size_of(params.dtype);
+  return params.stride_w == 2 && tile.strips < 16 && tile.planes >= 16 && plane_bytes % 16 != 0;
+}
 
 /// Parts in which the block adds up the sums of the threads of a plane: so many that each thread has at most one.
 inline int sum_parts(const ConvParams& params, const Tile& tile) {
