@@ -258,12 +258,11 @@ def _paths(shape: LayerShape, settings: Settings, layout: str) -> dict[str, str]
     family = "grouped" if KINDS[shape.kind] is cnnext.GroupedConv2d else shape.kind
     groups = {"groups": shape.groups} if family == "grouped" else {}
     geometry = (shape.stride, shape.padding, shape.dilation)
-    explanation = cnnext.backends.explain(f"{family}_conv2d", x, weight, bias, *geometry, **groups)
-    chosen = [line.partition(":")[0] for line in explanation.splitlines() if line.endswith(": chosen")]
+    chosen = cnnext.backends.chosen(f"{family}_conv2d", x, weight, bias, *geometry, **groups)
 
     select = getattr(torch._C, "_select_conv_backend", None)  # private, and so not to be relied on
     selected = select(x, weight, bias, *map(list, geometry), False, [0, 0], shape.groups) if select else "unknown"
-    return {"cnnext": chosen[0], "pytorch": str(selected).rpartition(".")[2]}
+    return {"cnnext": chosen["forward"], "pytorch": str(selected).rpartition(".")[2]}
 
 
 def measure_layer(

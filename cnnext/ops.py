@@ -30,6 +30,7 @@ from torch._prims_common import suggest_memory_format
 
 __all__ = [
     "ACTIVATIONS",
+    "ATEN",
     "FAMILIES",
     "TAGS",
     "Family",
@@ -37,6 +38,7 @@ __all__ = [
     "Implementations",
     "apply_activation",
     "by_schema",
+    "channels_last_result",
     "declare",
     "fake_forward",
     "memory_format",
@@ -153,7 +155,7 @@ _ACTIVATION_BACKWARD: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (
 # ------------------------------------------------------------------------------------------------------- memory formats
 
 
-def _channels_last_result(input: Tensor, weight: Tensor) -> bool:
+def channels_last_result(input: Tensor, weight: Tensor) -> bool:
     """Whether the output and the gradients are channels_last: if the input or the weight is, as F.conv2d decides."""
     return any(suggest_memory_format(tensor) == torch.channels_last for tensor in (input, weight))
 
@@ -172,7 +174,7 @@ def _in_format(tensor: Tensor, channels_last: bool) -> Tensor:
 def _aten_forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, activation: int) -> Tensor:
     stride, padding, dilation, groups = geometry
     output = aten.convolution(input, weight, bias, stride, padding, dilation, False, [0, 0], groups)
-    return apply_activation(_in_format(output, _channels_last_result(input, weight)), activation)
+    return apply_activation(_in_format(output, channels_last_result(input, weight)), activation)
 
 
 def _aten_backward_input(
@@ -219,7 +221,7 @@ def fake_forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: G
     # ATen's own fake checks the sizes, in its own words.
     stride, padding, dilation, groups = geometry
     output = aten.convolution(input, weight, bias, stride, padding, dilation, False, [0, 0], groups)
-    return torch.empty_like(output, memory_format=memory_format(_channels_last_result(input, weight)))
+    return torch.empty_like(output, memory_format=memory_format(channels_last_result(input, weight)))
 
 
 def _fake_backward_input(
@@ -254,7 +256,7 @@ def _register_autograd(library: torch.library.Library, family: Family) -> None:
     def save_forward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         input, weight, bias, *rest = inputs
         ctx.geometry, (ctx.activation,) = family.split(rest, input.size(1))
-        ctx.channels_last = _channels_last_result(input, weight)
+        ctx.channels_last = channels_last_result(input, weight)
         ctx.has_bias = bias is not None
         # The bias is only needed to compute again what went into the activation.
         ctx.save_for_backward(input, weight, bias if ctx.activation else None)
@@ -494,3 +496,6 @@ _ON_ATEN = Implementations(_aten_forward, _aten_backward_input, _aten_backward_w
 
 #: The families by name.
 FAMILIES: dict[str, Family] = declare(_LIBRARY, dict.fromkeys(("depthwise", "grouped", "pointwise"), _ON_ATEN))
+
+#: ATen's versions with the arguments of the operators, by family.
+ATEN: dict[str, Implementations] = {name: by_schema(family, _ON_ATEN) for name, family in FAMILIES.items()}

@@ -12,7 +12,11 @@ if not torch.cuda.is_available():
     # Triton's kernels run in its interpreter, on CPU tensors. cnnext looks at this once, when it is imported.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Tests neither read nor write what a user's programs have measured.
+os.environ["CNNEXT_CACHE_DIR"] = ""
+
 import cnnext
+from cnnext.backends import cost_model
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -33,6 +37,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _kernels_under_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left to PyTorch because it is faster there, for then tests would compare PyTorch with itself."""
+    monkeypatch.setattr(cost_model, "RULES", {})
 
 
 @pytest.fixture(autouse=True)

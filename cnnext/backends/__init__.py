@@ -2,10 +2,14 @@
 
 Backends, in the order in which they are tried: "cuda" (cnnext's CUDA kernels), "triton" (the same in Triton), "cpu"
 (cnnext's C++ kernels) and "aten" (PyTorch's own convolution, which takes whatever F.conv2d takes). The first that can
-run a call runs it.
+run a call runs it, but where the cost model (cnnext/backends/cost_model.py) expects aten to be faster than "cpu".
 
-`benchmark` is a setting, False unless it is assigned to: whether the first call of a problem times what a backend may
-launch, and keeps the fastest. It is for the Triton kernels now.
+`benchmark` is a setting, False unless it is assigned to. While it is True, what runs is the fastest by measurement: the
+first call of a problem times the backends that can run it, forward and each gradient apart, on the device at hand. A
+problem is the sizes, the dtype, the layout, and what can be set of the device, such as the threads. Times are kept in a
+file of the user's cache directory (CNNEXT_CACHE_DIR names another), so the next start of the program measures nothing.
+Nothing is measured under torch.compile, while a CUDA graph is captured, or with torch.use_deterministic_algorithms:
+there the cost model decides. Which backend is fastest may change from machine to machine and so may the last bits.
 
 >>> import torch, cnnext
 >>> "aten" in cnnext.backends.available()
@@ -18,16 +22,18 @@ True
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from cnnext import _extension
-from cnnext.backends import aten, cpu, cuda, triton
+from cnnext.backends import aten, cost_model, cpu, cuda, measured, triton
 from cnnext.backends.call import Backend, ConvCall
 
-__all__ = ["BackendError", "available", "empty_cpu_pool", "explain", "use"]
+__all__ = ["BackendError", "available", "chosen", "empty_cpu_pool", "explain", "forget_measurements", "use"]
 
 _BACKENDS: dict[str, Backend] = {module.name: cast(Backend, module) for module in (cuda, triton, cpu, aten)}
 
@@ -43,7 +49,7 @@ _CANDIDATES: dict[str, tuple[Backend, ...]] = {
 #: Whether any backend here has a kernel for the whole separable block: else there is no need to ask.
 HAS_SEPARABLE = any(hasattr(backend, "run_separable") for backend in _AVAILABLE)
 
-#: Whether to time the ways in which a kernel can be launched.
+#: Whether the fastest backend by measurement runs a call; see above.
 benchmark = False
 
 # What `use` has set: a backend for every call that does not name one, or None to choose for each call.
@@ -95,7 +101,7 @@ class use:
 
 
 def run(call: ConvCall, name: str | None = None) -> Tensor:
-    """Runs `call` on the backend called `name`, else on the one set by `use`, else on the first that can."""
+    """Runs `call` on the backend called `name`, else on the one set by `use`, else on the one chosen for it."""
     return choose(call, name).run(call)
 
 
@@ -111,10 +117,21 @@ def choose(call: ConvCall, name: str | None = None) -> Backend:
         if reason is not None:
             raise BackendError(f"backend {wanted.name!r} cannot run this {call.family} convolution: {reason}")
         return wanted
+    if benchmark and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+        return _selector.select(call)
+    return _unmeasured(call)
+
+
+def _unmeasured(call: ConvCall) -> Backend:
+    """The first backend that can run `call`, or aten where the cost model expects it to be faster."""
     for backend in _CANDIDATES.get(call.input.device.type, _AVAILABLE):
         if backend.refuses(call) is None:
-            return backend
+            leave = call.family != "depthwise" and backend.name == "cpu" and cost_model.prefers_aten(call)
+            return _BACKENDS["aten"] if leave else backend
     raise AssertionError("aten refuses nothing")
+
+
+_selector = measured.Selector(_unmeasured, _CANDIDATES, _BACKENDS)
 
 
 def run_separable(
@@ -134,8 +151,35 @@ def is_forced(name: str | None) -> bool:
     return name is not None or _in_use is not None
 
 
+def chosen(op: str, *args: Any, **kwargs: Any) -> dict[str, str]:
+    """Names the backend that runs a call, by direction.
+
+    Args:
+        op: as of `explain`, and so are the rest.
+        *args: the arguments of the function.
+        **kwargs: likewise.
+
+    Returns:
+        "forward", and "backward_input" and "backward_weight" where the call needs these gradients, to names.
+
+    Raises:
+        ValueError: `op` is not one of the three.
+        BackendError: a backend is asked for by name, and cannot run the call.
+
+    >>> import torch
+    >>> chosen("pointwise_conv2d", torch.zeros(1, 8, 4, 4), torch.zeros(8, 8, 1, 1))
+    {'forward': 'cpu'}
+    """
+    call, name = _make_call(op, *args, **kwargs)
+    backend = choose(call, name)
+    times = _measured_times(call, name)
+    if times is not None:
+        return measured.choices(times, _unmeasured(call).name)
+    return dict.fromkeys(measured.directions(call), backend.name)
+
+
 def explain(op: str, *args: Any, **kwargs: Any) -> str:
-    """Says which backend runs a call, and why the ones before it do not.
+    """Says which backend runs a call, and why the others do not. While `benchmark` is set, it measures what it has to.
 
     Args:
         op: "depthwise_conv2d", "grouped_conv2d" or "pointwise_conv2d".
@@ -156,26 +200,54 @@ def explain(op: str, *args: Any, **kwargs: Any) -> str:
     cpu: ...
     aten: chosen
     """
-    from cnnext import functional
-
-    call, wanted_name = functional.make_call(op, *args, **kwargs)
-    wanted = _in_use if wanted_name is None else _lookup(wanted_name)
-    tried = _TRIED_ON.get(call.input.device.type, tuple(_BACKENDS))
-    lines, chosen = [], False
+    call, name = _make_call(op, *args, **kwargs)
+    wanted = _in_use if name is None else _lookup(name)
+    times = _measured_times(call, name)
+    if times is None and wanted is None:
+        runs, rule = _unmeasured(call), None
+        if runs.name == "aten" and call.input.is_cpu and _BACKENDS["cpu"].refuses(call) is None:
+            rule = cost_model.prefers_aten(call)
+    lines = []
     for backend in _BACKENDS.values():
         reason = backend.unavailable() or backend.refuses(call)
         if wanted is not None and backend is not wanted:
             verdict = f"not asked, {wanted.name!r} is asked for by name"
         elif reason is not None:
             verdict = f"cannot run this: {reason}"
-        elif wanted is None and backend.name not in tried:
+        elif wanted is not None:
+            verdict = "chosen"
+        elif backend.name not in _TRIED_ON.get(call.input.device.type, _BACKENDS):
             verdict = f"could run this, but is not used on {call.input.device.type} unless asked for by name"
-        elif chosen:
-            verdict = "could run this, but an earlier one is chosen"
+        elif times is not None:
+            verdict = _measured_verdict(backend.name, times, _unmeasured(call).name)
+        elif backend is runs:
+            verdict = "chosen" if rule is None else f"chosen by the cost model: {rule}"
         else:
-            chosen, verdict = True, "chosen"
+            verdict = f"could run this, but {'an earlier one' if rule is None else runs.name} is chosen"
         lines.append(f"{backend.name}: {verdict}")
     return "\n".join(lines)
+
+
+def _make_call(op: str, *args: Any, **kwargs: Any) -> tuple[ConvCall, str | None]:
+    from cnnext import functional  # which imports this module
+
+    return functional.make_call(op, *args, **kwargs)
+
+
+def _measured_times(call: ConvCall, name: str | None) -> dict[str, measured.Times] | None:
+    return _selector.times(call) if benchmark and not is_forced(name) else None
+
+
+def _measured_verdict(name: str, times: Mapping[str, measured.Times], default: str) -> str:
+    won = [direction for direction, winner in measured.choices(times, default).items() if winner == name]
+    verdict = "chosen" if len(won) == len(times) else f"chosen for {' and '.join(won)}" if won else "could run this"
+    figures = (f"{direction} {seconds[name] * 1e3:.3g} ms" for direction, seconds in times.items() if name in seconds)
+    return f"{verdict}, measured: {', '.join(figures)}"
+
+
+def forget_measurements() -> None:
+    """Drops the times that `benchmark` has measured: those in memory, and the files of the devices used."""
+    _selector.clear()
 
 
 def empty_cpu_pool() -> int:

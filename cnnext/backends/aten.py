@@ -9,6 +9,7 @@ from cnnext import ops
 from cnnext.backends.call import ConvCall
 
 name = "aten"
+families = ops.ATEN
 
 
 def unavailable() -> str | None:

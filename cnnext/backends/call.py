@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from cnnext.ops import Family, Implementations
 
 __all__ = ["KERNEL_DTYPES", "Backend", "ConvCall"]
 
@@ -36,6 +38,10 @@ class Backend(Protocol):
     """One way to run a convolution: a module of this package with these names."""
 
     name: str
+
+    @property
+    def families(self) -> Mapping[str, Family | Implementations]:
+        """Its operators by family: forward, backward_input and backward_weight, with the arguments of `cnnext.ops`."""
 
     def unavailable(self) -> str | None:
         """Why this backend cannot run anything in this process, or None."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from cnnext import _extension
+from cnnext import _extension, ops
 from cnnext.backends import operators
 from cnnext.backends.call import ConvCall
 
 name = "cpu"
+families = ops.FAMILIES
 run = operators.run
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from cnnext import _extension
+from cnnext import _extension, ops
 from cnnext.backends import operators
 from cnnext.backends.call import ConvCall
 
 name = "cuda"
+families = ops.FAMILIES
 run = operators.run
 
 

@@ -15,6 +15,7 @@ from cnnext.backends.call import ConvCall
 from cnnext.triton_kernels import operators as triton_operators
 
 name = "triton"
+families = triton_operators.FAMILIES
 
 #: Kernels run on CPU tensors in Triton's interpreter, if the variable was set before cnnext was imported. For tests: it
 #: is thousands of times slower than a CPU kernel, so only a call that asks for "triton" by name gets it.

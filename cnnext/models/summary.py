@@ -106,10 +106,10 @@ def _backend_of(conv: nn.Conv2d, input: torch.Tensor) -> str:
         input = nn.functional.pad(input, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
         padding = 0
     groups = {"groups": conv.groups} if op == "grouped_conv2d" else {}
-    verdicts = backends.explain(
+    chosen = backends.chosen(
         op, input, conv.weight, conv.bias, stride=conv.stride, padding=padding, dilation=conv.dilation, **groups
     )
-    return next(line.partition(":")[0] for line in verdicts.splitlines() if line.endswith(": chosen"))
+    return chosen["forward"]
 
 
 def _kind(module: nn.Module) -> str:
