@@ -273,6 +273,7 @@ def test_autocast_is_a_problem_of_its_dtype(times_file: Path, monkeypatch: pytes
     x, w = torch.randn(2, 8, 9, 9), torch.randn(8, 1, 3, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert depthwise_conv2d(x, w).dtype == torch.bfloat16
+        depthwise_conv2d(x.bfloat16(), w)  # as the layers of a network see it
     (problem,) = json.loads(times_file.read_text())["seconds"]
     assert problem.startswith("depthwise forward bfloat16 nchw 2x8x9x9 8x1x3x3 ")
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from cnnext.backends import operators
 from cnnext.backends.call import ConvCall
 
 __all__ = ["RULES", "Rule", "prefers_aten"]
@@ -61,9 +62,12 @@ if _HAS_ONEDNN:
 def prefers_aten(call: ConvCall) -> Rule | None:
     """The rule by which `call`, on the CPU and not depthwise, is left to PyTorch; None if there is none."""
     family, input, weight, _, stride, padding, dilation, _, _ = call
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else input.dtype
     per_group = weight.shape[1]
-    rules = [rule for rule in RULES.get((family, dtype), ()) if _holds(per_group >= rule.channels_per_group)]
+    rules = [
+        rule
+        for rule in RULES.get((family, operators.dtype_seen(input)), ())
+        if _holds(per_group >= rule.channels_per_group)
+    ]
     if not rules:
         return None
     n, _, h, w = input.shape

@@ -258,8 +258,9 @@ class Selector:
     def times(self, call: ConvCall) -> dict[str, Times] | None:
         """Seconds of each backend, by direction that `call` needs; None if there is nothing to choose."""
         device = call.input.device
-        if call.input.dim() != 4 or call.weight.dim() != 4 or call.weight.dtype != call.input.dtype:
-            return None  # the call is wrong, or only autocast can make it right
+        dtypes = {operators.dtype_seen(call.input), operators.dtype_seen(call.weight)}
+        if call.input.dim() != 4 or call.weight.dim() != 4 or len(dtypes) > 1:
+            return None  # the call is wrong
         candidates = [b for b in self._candidates.get(device.type, ()) if b.refuses(call) is None]
         if len(candidates) < 2:
             return None
@@ -345,18 +346,17 @@ def _problems(call: ConvCall) -> dict[str, Problem]:
     }
     return {
         direction: Problem.of(
-            family, direction, _dtype(input), input.shape, weight.shape, geometry, channels_last, *details[direction]
+            family,
+            direction,
+            operators.dtype_seen(input),
+            input.shape,
+            weight.shape,
+            geometry,
+            channels_last,
+            *details[direction],
         )
         for direction in directions(call)
     }
-
-
-def _dtype(input: Tensor) -> torch.dtype:
-    """The dtype in which the kernels will see `input`."""
-    type_ = input.device.type
-    if torch.is_autocast_enabled(type_) and input.is_floating_point() and input.dtype != torch.float64:
-        return torch.get_autocast_dtype(type_)
-    return input.dtype
 
 
 def _measure(call: ConvCall, problem: Problem, candidates: Sequence[Backend]) -> Times:

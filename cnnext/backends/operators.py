@@ -26,6 +26,14 @@ def refuses(call: ConvCall) -> str | None:
     return None
 
 
+def dtype_seen(tensor: Tensor) -> torch.dtype:
+    """The dtype in which the kernels will see `tensor`: autocast changes it."""
+    device = tensor.device.type
+    if torch.is_autocast_enabled(device) and tensor.is_floating_point() and tensor.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return tensor.dtype
+
+
 def needs_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd will want the derivatives of what is computed from these tensors."""
     return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
