@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import datetime
 import re
+import shlex
 import signal
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -19,111 +22,40 @@ try:
 except ImportError as error:
     sys.exit(f"bench: cnnext cannot be imported ({error}); install it first: pip install .")
 try:
+    import jinja2  # noqa: F401
+    import matplotlib  # noqa: F401
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-except ImportError:
-    sys.exit('bench: the package "rich" is missing; install what the benchmark needs: pip install ".[bench]"')
+except ImportError as error:
+    sys.exit(f'bench: {error}; install what the benchmark needs: pip install ".[bench]"')
 
-from bench import environment, report
-from bench.cases import LAYOUTS, Layer, collect_layers
-from bench.runner import NETWORK_PASSES, NETWORK_WEIGHT, Case, Settings, measure_layer, measure_network
-from bench.timer import MIN_ROUNDS, Budget, clock_for
+from bench import baselines, environment, networks, options, report
+from bench.cases import KINDS, LAYOUTS, Layer, collect_layers, merge_layers
+from bench.peaks import measure_peaks
+from bench.runner import (
+    NETWORK_WEIGHT,
+    Case,
+    Settings,
+    layer_case_ids,
+    measure_layer,
+    measure_network,
+    network_case_id,
+)
+from bench.timer import Budget, clock_for
 
 _RESULTS = Path(__file__).resolve().parent / "results"
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_DEFAULT_NETWORKS = ("mobilenet_v1", "resnet18")
-_DEFAULT_SECONDS = 150.0
-_QUICK_SECONDS = 15.0
-_FORMAT_VERSION = 1
+#: What reads results instead of measuring.
+_READERS = ("compare", "report")
 #: Above this share of the cores in use by others, timings are worth a warning.
 _BUSY_LIMIT = 0.1
+#: A run that is cut off, even without a chance to say goodbye, loses no more than this many seconds of results.
+_SAVE_EVERY = 20.0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"bench: {message}\n")
-
-
-def _positive_int(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return value
-
-
-def _positive_seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got {text!r}")
-    return value
-
-
-def _device(text: str) -> torch.device:
-    try:
-        device = torch.device(text)
-    except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no device; expected cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not supported; expected cpu, cuda or cuda:N")
-    if device.type == "cuda":
-        if torch.version.cuda is None:
-            raise argparse.ArgumentTypeError(f"PyTorch {torch.__version__} was built without CUDA; expected cpu")
-        count = torch.cuda.device_count()
-        if (device.index or 0) >= count:
-            raise argparse.ArgumentTypeError(f"{text!r} is not there: {count} CUDA devices are visible")
-    return device
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the command line."""
-    parser = _Parser(
-        prog="python -m bench",
-        description="Measures accuracy and throughput of cnnext against PyTorch: networks, and each of their distinct "
-        "convolution layers. Prints tables and writes a JSON file.",
-    )
-    parser.add_argument(
-        "--device", type=_device, help="cpu, cuda or cuda:N (default: cuda if cnnext has kernels for it here)"
-    )
-    parser.add_argument("--dtype", choices=_DTYPES, default="float32", help="of weights and images (default: float32)")
-    parser.add_argument("--layout", choices=[*LAYOUTS, "both"], default="both", help="memory format (default: both)")
-    parser.add_argument("--batch", type=_positive_int, help="images a call (default: 8 on a CPU, 128 on CUDA)")
-    parser.add_argument(
-        "--network",
-        action="append",
-        choices=cnnext.models.list_models(),
-        help=f"may be repeated (default: {' and '.join(_DEFAULT_NETWORKS)})",
-    )
-    parser.add_argument("--threads", type=_positive_int, help="of the CPU (default: PyTorch's)")
-    parser.add_argument(
-        "--keep-freed-memory",
-        action="store_true",
-        help="make the C library's heap keep freed memory, so that no call is charged for the page faults of fresh "
-        "memory, which come and go with what ran before",
-    )
-    parser.add_argument("--out", type=Path, help="JSON file to write (default: a dated name in bench/results)")
-    parser.add_argument(
-        "--seconds",
-        type=_positive_seconds,
-        help=f"to spend, about; cases are sampled {MIN_ROUNDS} times or more in it (default: {_DEFAULT_SECONDS:.0f})",
-    )
-    parser.add_argument("--forward-only", action="store_true", help="leave out gradients and training steps")
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help=f"a first impression: forward only, batch 1, {_QUICK_SECONDS:.0f} s, unless given otherwise",
-    )
-    return parser
-
-
-def _default_out(device: torch.device) -> Path:
+def _default_out(device: torch.device, command: str) -> Path:
     name = re.sub(r"[^a-z0-9]+", "-", environment.device_name(device).lower()).strip("-")
-    return _RESULTS / f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{device.type}-{name}.json"
+    middle = f"-{command}" if command else ""
+    return _RESULTS / f"{datetime.datetime.now():%Y%m%d-%H%M%S}{middle}-{device.type}-{name}.json"
 
 
 def _check_writable(path: Path) -> None:
@@ -136,124 +68,223 @@ def _check_writable(path: Path) -> None:
     probe.unlink()
 
 
-def _measure_all(
-    networks: Sequence[str], layers: Sequence[Layer], settings: Settings, seconds: float, progress: Progress
-) -> Iterator[Case]:
-    network_cases = len(networks) * (len(NETWORK_PASSES) if settings.backward else 1) * len(settings.layouts)
-    layer_cases = sum(len(layer.passes) if settings.backward else 1 for layer in layers) * len(settings.layouts)
-    task = progress.add_task("", total=network_cases + layer_cases)
-    budget = Budget(seconds, weight=network_cases * NETWORK_WEIGHT + layer_cases)
-    clock = clock_for(settings.device)
+class _Run:
+    """What a command measures, and the document it fills in."""
 
-    def announce(text: str) -> None:
-        progress.update(task, description=text)
+    def __init__(self, command: str, given: Namespace, device: torch.device, argv: Sequence[str]) -> None:
+        self.given = given
+        self.settings = Settings(
+            device=device,
+            dtype=options.DTYPES[given.dtype],
+            batch=given.batch or (128 if device.type == "cuda" else 8),
+            layouts=tuple(LAYOUTS) if given.layout == "both" else (given.layout,),
+            backward=not given.forward_only,
+            passes=tuple(given.passes),
+            wanted=given.case or "",
+        )
+        self.networks = given.networks if given.passes else []
+        self.layers = self._layers(options.COMMANDS[command])
+        self.command = shlex.join(["python", "-m", "bench", *argv])
+        self.network_ids = [
+            case_id
+            for name in self.networks
+            for pass_name in self.settings.passes
+            for layout in self.settings.layouts
+            if self.settings.wanted in (case_id := network_case_id(name, layout, pass_name))
+        ]
+        self.layer_ids = [case_id for layer in self.layers for case_id in layer_case_ids(layer, self.settings)]
 
-    for name in networks:
-        for case in measure_network(name, settings, clock, budget, announce):
-            progress.advance(task)
-            yield case
-    for layer in layers:
-        for case in measure_layer(layer, settings, clock, budget, announce):
-            progress.advance(task)
-            yield case
-    announce("done")
+    def _layers(self, command: options.Command) -> list[Layer]:
+        if not command.layers:
+            return []
+        if command.from_files:
+            layers = merge_layers({name: networks.load_layers(name) for name in self.given.networks})
+            # A run that is cut off has measured what this library is for.
+            layers.sort(key=lambda layer: list(KINDS).index(layer.shape.kind))
+        else:
+            layers = collect_layers({name: networks.create(name) for name in self.given.networks})
+        return [layer for layer in layers if layer.shape.kind in self.given.kinds]
+
+    def document(self, keeps_freed_memory: bool) -> dict[str, Any]:
+        """The result without its cases."""
+        settings = self.settings
+        return {
+            "format_version": report.FORMAT_VERSION,
+            "environment": environment.describe(settings.device, keeps_freed_memory) | {"command": self.command},
+            "settings": {
+                "dtype": settings.dtype_name,
+                "batch": settings.batch,
+                "layouts": settings.layouts,
+                "networks": self.given.networks,
+                "backward": settings.backward,
+                "backend": self.given.backend,
+                "seconds": self.given.seconds,
+                "seed": settings.seed,
+            },
+            "complete": False,
+            "cases": [],
+        }
+
+    def measure(self, seconds: float, progress: Progress) -> Iterator[Case]:
+        """Yield the cases as they are measured."""
+        task = progress.add_task("", total=len(self.network_ids) + len(self.layer_ids))
+        budget = Budget(seconds, weight=len(self.network_ids) * NETWORK_WEIGHT + len(self.layer_ids))
+        clock = clock_for(self.settings.device)
+
+        def announce(text: str) -> None:
+            progress.update(task, description=text)
+
+        for name in self.networks:
+            for case in measure_network(name, self.settings, clock, budget, announce):
+                progress.advance(task)
+                yield case
+        for layer in self.layers:
+            for case in measure_layer(layer, self.settings, clock, budget, announce):
+                progress.advance(task)
+                yield case
+        announce("done")
+
+    def add_baselines(self, cases: Sequence[Case], progress: Progress, console: Console) -> None:
+        """Time the baselines, and add their times to the cases."""
+        settings = self.settings
+        by_id = {case["id"]: case for case in cases}
+        for name in self.given.baselines:
+            reason = baselines.why_not(name, settings.device, settings.dtype)
+            if reason is not None:
+                console.print(f"baseline {name}: skipped, {reason}", highlight=False)
+                continue
+            wanted = [case for case in cases if baselines.takes(name, case)]
+            task = progress.add_task(f"{name}, in a process of its own", total=None)
+            request = [{key: case[key] for key in ("id", "network", "layout", "pass")} for case in wanted]
+            share = self.given.seconds / max(1, 2 * len(cases))
+            shared = {
+                "device": str(settings.device),
+                "dtype": settings.dtype_name,
+                "batch": settings.batch,
+                "threads": torch.get_num_threads(),
+                "seed": settings.seed,
+                "seconds": share,
+            }
+            for answer in baselines.measure(name, request, shared):
+                by_id[answer.pop("id")].setdefault("baselines", {})[name] = answer
+            progress.remove_task(task)
+
+
+@contextlib.contextmanager
+def _backend(name: str) -> Iterator[None]:
+    """While open, cnnext's side runs as ``--backend`` says."""
+    if name in ("auto", "measured"):
+        before, cnnext.backends.benchmark = cnnext.backends.benchmark, name == "measured"
+        try:
+            yield
+        finally:
+            cnnext.backends.benchmark = before
+    else:
+        with cnnext.backends.use(name):
+            yield
 
 
 def _finish(document: dict[str, Any], path: Path, console: Console) -> int:
     """Summarise, print and write what was measured; return the exit status."""
-    summary = report.summarise(document["cases"])
-    document["summary"] = summary
-    report.write_json(path, document)
+    report.complete(document)
+    written = report.write_all(path, document)
     report.print_report(console, document)
     took = document["wall_seconds"]
+    names = ", ".join(str(name) for name in written)
     console.print(
-        f"\n{len(document['cases'])} cases in {took:.0f} s, written to {path}", highlight=False, soft_wrap=True
+        f"\n{len(document['cases'])} cases in {took:.0f} s, written to {names}", highlight=False, soft_wrap=True
     )
     if not document["complete"]:
         console.print("[red]interrupted: cases are missing[/]")
         return 130
-    return 1 if summary["inaccurate"] or summary["failed"] else 0
+    return 1 if document["summary"]["inaccurate"] or document["summary"]["failed"] else 0
+
+
+def _describe(console: Console, document: dict[str, Any]) -> None:
+    where, how = document["environment"], document["settings"]
+    versions = f"cnnext {where['cnnext']} against PyTorch {where['torch']}"
+    machine = f"{where['device_name']}, {where['threads']} threads"
+    console.print(f"{versions} on {machine}, batch {how['batch']}, {how['dtype']}", highlight=False, soft_wrap=True)
+    busy = where["busy_elsewhere"]
+    if busy is not None and busy > _BUSY_LIMIT:
+        console.print(f"[yellow]other processes keep {busy:.0%} of this machine busy: times will be too long[/]")
+
+
+def _measure(run: _Run, out: Path, console: Console, keeps_freed_memory: bool) -> int:
+    document = run.document(keeps_freed_memory)
+    _describe(console, document)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    # A run that is told to stop, by ctrl-C or by a time limit, writes what it has.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    started = saved = time.monotonic()
+    try:
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress, _backend(run.given.backend):
+            if run.layers:
+                clock, share = clock_for(run.settings.device), min(1.0, 0.01 * run.given.seconds)
+                document["peaks"] = asdict(measure_peaks(run.settings.device, run.settings.dtype, clock, share))
+            for case in run.measure(run.given.seconds - (time.monotonic() - started), progress):
+                document["cases"].append(case)
+                if time.monotonic() - saved > _SAVE_EVERY:
+                    report.write_json(out, document)
+                    saved = time.monotonic()
+            run.add_baselines(document["cases"], progress, console)
+        document["complete"] = True
+    except KeyboardInterrupt:
+        pass
+    document["wall_seconds"] = time.monotonic() - started
+    return _finish(document, out, console)
+
+
+def _console() -> Console:
+    console = Console()
+    # A file or pipe has no width of its own; do not cut the tables at 80.
+    return console if console.is_terminal else Console(width=200)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark.
+    """Run the benchmark, or read its results.
 
     Args:
         argv: the command line without the program's name; `sys.argv` if None.
 
     Returns:
         0 if every result of cnnext is there and accurate, however fast it is; 1 if not; 130 if interrupted. Bad
-        options exit with status 2.
+        options exit with status 2. Of "compare": 1 if something became slower.
     """
-    parser = build_parser()
-    options = parser.parse_args(argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments[0] if arguments and arguments[0] in (*options.COMMANDS, *_READERS) else ""
+    rest = arguments[1:] if command else arguments
+    if command == "compare":
+        from bench import compare
+
+        return compare.main(rest, _console())
+    if command == "report":
+        return report.main(rest, _console())
+
+    parser, given = options.parse(command, rest)
     available = cnnext.backends.available()
-    device = options.device or torch.device("cuda" if "cuda" in available else "cpu")
+    device = given.device or torch.device("cuda" if "cuda" in available else "cpu")
     if device.type not in available:
         # Every call would go to PyTorch, and the benchmark would compare it with itself.
         where = Path(cnnext.__file__).parent
         parser.error(f"cnnext's kernels for {device.type} are not loaded in {where}; python -m cnnext.info says why")
-    keeps_freed_memory = options.keep_freed_memory and environment.keep_freed_memory()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    keeps_freed_memory = given.keep_freed_memory and environment.keep_freed_memory()
+    if given.threads:
+        torch.set_num_threads(given.threads)
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
-    out = options.out or _default_out(device)
+    run = _Run(command, given, device, arguments)
+    if not run.network_ids and not run.layer_ids:
+        parser.error(f"no case: {len(given.networks)} networks, --case {given.case!r}, kinds {', '.join(given.kinds)}")
+    if given.dry_run:
+        print("\n".join([*run.network_ids, *run.layer_ids]))
+        return 0
+    out = given.out or _default_out(device, command)
     try:
         _check_writable(out)
     except OSError as error:
         parser.error(f"--out: cannot write {out}: {error.strerror or error}")
-
-    settings = Settings(
-        device=device,
-        dtype=_DTYPES[options.dtype],
-        batch=options.batch or (1 if options.quick else 128 if device.type == "cuda" else 8),
-        layouts=tuple(LAYOUTS) if options.layout == "both" else (options.layout,),
-        backward=not (options.forward_only or options.quick),
-    )
-    seconds = options.seconds or (_QUICK_SECONDS if options.quick else _DEFAULT_SECONDS)
-    networks = list(dict.fromkeys(options.network or _DEFAULT_NETWORKS))
-    layers = collect_layers({name: cnnext.models.create_model(name) for name in networks})
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=180)  # a file or pipe has no width of its own; do not cut the tables at 80
-    document: dict[str, Any] = {
-        "format_version": _FORMAT_VERSION,
-        "environment": environment.describe(device, keeps_freed_memory),
-        "settings": {
-            "dtype": settings.dtype_name,
-            "batch": settings.batch,
-            "layouts": settings.layouts,
-            "networks": networks,
-            "backward": settings.backward,
-            "seconds": seconds,
-            "seed": settings.seed,
-        },
-        "complete": False,
-        "cases": [],
-    }
-    where = document["environment"]
-    versions = f"cnnext {where['cnnext']} against PyTorch {where['torch']}"
-    machine = f"{where['device_name']}, {where['threads']} threads"
-    title = f"{versions} on {machine}, batch {settings.batch}, {settings.dtype_name}"
-    console.print(title, highlight=False, soft_wrap=True)
-    busy = where["busy_elsewhere"]
-    if busy is not None and busy > _BUSY_LIMIT:
-        console.print(f"[yellow]other processes keep {busy:.0%} of this machine busy: times will be too long[/]")
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    # A run that is told to stop, by ctrl-C or by a time limit, writes what it has.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    started = time.monotonic()
-    try:
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            for case in _measure_all(networks, layers, settings, seconds, progress):
-                document["cases"].append(case)
-        document["complete"] = True
-    except KeyboardInterrupt:
-        pass
-    document["wall_seconds"] = time.monotonic() - started
-    return _finish(document, out, console)
+    return _measure(run, out, _console(), keeps_freed_memory)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -94,6 +95,11 @@ class LayerShape:
         """Return the multiply-adds of one forward call, padding counted in."""
         return batch * self.K * self.P * self.Q * (self.C // self.groups) * self.R * self.S
 
+    def bytes(self, batch: int, element_bytes: int) -> int:
+        """Return the least bytes of a call: input, filter and output once each, whichever of them is computed."""
+        elements = batch * (self.C * self.H * self.W + self.K * self.P * self.Q)
+        return (elements + self.K * (self.C // self.groups) * self.R * self.S) * element_bytes
+
     def make(self, module: type[nn.Conv2d]) -> nn.Conv2d:
         """Build a module of the class ``module`` with this geometry."""
         return module(
@@ -138,16 +144,22 @@ def collect_layers(networks: dict[str, nn.Module]) -> list[Layer]:
     Returns:
         One `Layer` for each distinct geometry.
     """
+    return merge_layers({name: shapes_in_order(network, input_size(network)) for name, network in networks.items()})
+
+
+def merge_layers(shapes: dict[str, Sequence[LayerShape]]) -> list[Layer]:
+    """The distinct ones of the layers of networks, each network's in the order in which they run."""
     layers: dict[LayerShape, Layer] = {}
-    for name, network in networks.items():
-        for position, shape in enumerate(_shapes_in_order(network)):
+    for name, in_order in shapes.items():
+        for position, shape in enumerate(in_order):
             layer = layers.setdefault(shape, Layer(shape))
             layer.counts[name] = layer.counts.get(name, 0) + 1
             layer.is_stem |= position == 0
     return list(layers.values())
 
 
-def _shapes_in_order(network: nn.Module) -> list[LayerShape]:
+def shapes_in_order(network: nn.Module, image_size: Sequence[int]) -> list[LayerShape]:
+    """The geometry of every convolution that an image of (channels, height, width) passes, in the order of running."""
     shapes: list[LayerShape] = []
 
     def record(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -159,7 +171,7 @@ def _shapes_in_order(network: nn.Module) -> list[LayerShape]:
     try:
         with torch.inference_mode():
             parameter = next(network.parameters())
-            image = torch.zeros(1, *input_size(network), dtype=parameter.dtype, device=parameter.device)
+            image = torch.zeros(1, *image_size, dtype=parameter.dtype, device=parameter.device)
             network.eval()(image)
     finally:
         network.train(was_training)

@@ -7,7 +7,6 @@ import datetime
 import os
 import platform
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -117,7 +116,6 @@ def describe(device: torch.device, keeps_freed_memory: bool) -> dict[str, Any]:
         "cnnext": cnnext.__version__,
         "commit": commit(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["python", "-m", "bench", *sys.argv[1:]]),
     }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)

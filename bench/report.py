@@ -1,31 +1,36 @@
-"""Turns measured cases into a summary, terminal tables and a JSON file."""
+"""Turns measured cases into a summary, and into files: JSON, CSV, HTML and pictures."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.markup import escape
-from rich.measure import Measurement
-from rich.table import Table
 
-from bench.cases import KINDS, PASSES
+from bench.cases import KINDS, LAYOUTS, PASSES, LayerShape
+from bench.options import DTYPES, Parser
 from bench.runner import SIDES, Case
+from bench.tables import print_report
 
-#: Why the errors of a training step are large on both sides.
-_TRAINING_NOTE = (
-    "The error of a training step, that of all gradients, is mostly not rounding: "
-    "a ReLU whose input is within rounding of 0 passes or blocks, on either side."
-)
-_LAYOUT_LABEL = {"nchw": "NCHW", "channels_last": "NHWC"}
-_PASS_LABEL = {"forward": "forward", "backward_input": "input gradient", "backward_weight": "weight gradient"}
+__all__ = [
+    "FORMAT_VERSION",
+    "complete",
+    "geometric_mean",
+    "load",
+    "print_report",
+    "summarise",
+    "write_all",
+    "write_json",
+]
+
+FORMAT_VERSION = 2
 
 
 # -------------------------------------------------------------------------------------------------------------- numbers
@@ -65,7 +70,7 @@ def summarise(cases: Sequence[Case]) -> dict[str, Any]:
     """
     layers = []
     for kind in KINDS:
-        for layout in _LAYOUT_LABEL:
+        for layout in LAYOUTS:
             for pass_name in PASSES:
                 key = {"kind": kind, "layout": layout, "pass": pass_name}
                 ratios = summarise_ratios(case for case in cases if key.items() <= case.items())
@@ -81,6 +86,45 @@ def summarise(cases: Sequence[Case]) -> dict[str, Any]:
     }
 
 
+def complete(document: dict[str, Any]) -> None:
+    """Add what follows from a document: rates, shares of the roofs, a command to repeat each case, the summary."""
+    settings, peaks = document["settings"], document.get("peaks")
+    element_bytes = DTYPES[settings["dtype"]].itemsize
+    for case in document["cases"]:
+        case["repro"] = _repro(case, settings)
+        if case["kind"] == "network":
+            continue
+        pairs = ("stride", "padding", "dilation")
+        shape = LayerShape(**case["shape"] | {key: tuple(case["shape"][key]) for key in pairs})
+        case["bytes"] = shape.bytes(settings["batch"], element_bytes)
+        for side in SIDES:
+            if case[side]:
+                seconds = case[side]["ms"] / 1e3
+                case[side]["gb_per_s"] = case["bytes"] / seconds / 1e9
+                case[side]["gmac_per_s"] = case["multiply_adds"] / seconds / 1e9
+                if peaks:
+                    floor = max(
+                        case["bytes"] / peaks["copy_bytes_per_s"], case["multiply_adds"] / peaks["multiply_adds_per_s"]
+                    )
+                    case[side]["percent_of_roof"] = 100 * floor / seconds
+    document["summary"] = summarise(document["cases"])
+
+
+def _repro(case: Case, settings: dict[str, Any]) -> str:
+    """The command that measures this case alone."""
+    if case["kind"] == "network":
+        command = "train" if case["pass"] == "training" else "models"
+        which = f"--network {case['network']}"
+    else:
+        command = "ops"
+        which = " ".join(f"--network {name}" for name in list(case["counts"])[:1])
+    backend = settings.get("backend", "auto")
+    rest = f"--dtype {settings['dtype']} --batch {settings['batch']}" + (
+        f" --backend {backend}" if backend != "auto" else ""
+    )
+    return f"python -m bench {command} {which} {rest} --case '{case['id']}' --seconds 5"
+
+
 def _best_of_layouts(cases: Sequence[Case]) -> list[dict[str, Any]]:
     groups: dict[tuple[str, str], list[Case]] = {}
     for case in cases:
@@ -89,7 +133,13 @@ def _best_of_layouts(cases: Sequence[Case]) -> list[dict[str, Any]]:
     rows = []
     for (network, pass_name), group in groups.items():
         best = {side: max(case[side]["images_per_s"] for case in group) for side in SIDES}
-        rows.append({"network": network, "pass": pass_name, **best, "ratio": best["cnnext"] / best["pytorch"]})
+        others: dict[str, float] = {}
+        for case in group:
+            for name, timing in case.get("baselines", {}).items():
+                if "images_per_s" in timing:
+                    others[name] = max(others.get(name, 0.0), timing["images_per_s"])
+        row = {"network": network, "pass": pass_name, **best, "ratio": best["cnnext"] / best["pytorch"]}
+        rows.append(row | {"baselines": others})
     return rows
 
 
@@ -103,7 +153,11 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
         OSError: if the folder cannot be made or written.
         ValueError: if the document has a NaN or an infinity, which JSON cannot hold.
     """
-    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file as a whole: a reader finds the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -118,150 +172,89 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
         raise
 
 
-# --------------------------------------------------------------------------------------------------------------- tables
+def load(path: Path) -> dict[str, Any]:
+    """Read a result file, of this format or an older one.
+
+    Raises:
+        ValueError: if it is none.
+        OSError: if it cannot be read.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+    if not isinstance(document, dict) or document.get("format_version") not in range(1, FORMAT_VERSION + 1):
+        raise ValueError(f"{path} is not a result of python -m bench")
+    return document
 
 
-def _ratio(value: float | None) -> str:
-    if value is None:
-        return "-"
-    style = "green" if value >= 1 else "red"
-    return f"[{style}]{value:.2f}x[/]"
+# ---------------------------------------------------------------------------------------------------------- other files
 
 
-def _digits(value: float) -> str:
-    """Three significant digits without an exponent."""
-    if value >= 100:
-        return f"{value:.0f}"
-    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value > 0 else "0"
+def to_csv(document: dict[str, Any]) -> str:
+    """Write the cases as a table: a line for each case and side."""
+    settings, where = document["settings"], document["environment"]
+    fixed = {"dtype": settings["dtype"], "batch": settings["batch"], "device": where["device_name"]}
+    fixed |= {"torch": where["torch"], "commit": where["commit"]}
+    names = ("ms", "ms_p20", "ms_p80", "images_per_s", "samples", "gb_per_s", "gmac_per_s", "percent_of_roof")
+    text = io.StringIO()
+    columns = ("id", "kind", "layout", "pass", "side", "path", *names, "error", "ratio", *fixed)
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    for case in document["cases"]:
+        row = {key: case[key] for key in ("id", "kind", "layout", "pass")} | fixed
+        sides = {side: case[side] for side in SIDES if case[side]} | case.get("baselines", {})
+        for side, timing in sides.items():
+            if "ms" not in timing:
+                continue
+            figures = {name: f"{timing[name]:.6g}" for name in names if name in timing}
+            error = case["error"].get(side, timing.get("difference"))
+            more = {"side": side, "path": case.get("paths", {}).get(side, ""), "error": f"{error:.2g}"}
+            if side == "cnnext" and case["ratio"] is not None:
+                more["ratio"] = f"{case['ratio']:.4g}"
+            writer.writerow(row | figures | more)
+    return text.getvalue()
 
 
-def _error(value: float | None) -> str:
-    return "failed" if value is None else f"{value:.0e}"
+def write_all(path: Path, document: dict[str, Any], pictures: Path | None = None) -> list[Path]:
+    """Write a result as JSON to ``path``, and as CSV and HTML beside it.
 
-
-def _time(case: Case, side: str, unit: str = "ms") -> str:
-    return _digits(case[side][unit]) if case[side] else "-"
-
-
-def _errors(cases: Iterable[Case], side: str) -> str:
-    errors = [case["error"][side] for case in cases]
-    return _error(None if None in errors else max(errors, default=0.0))
-
-
-def _both(texts: Iterable[str]) -> str:
-    """What belongs to both sides, in the order of `SIDES`."""
-    return " / ".join(texts)
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for position, column in enumerate(columns):
-        table.add_column(column, justify="left" if position < 2 else "right", no_wrap=position > 0)
-    return table
-
-
-def network_table(cases: Sequence[Case]) -> Table:
-    """Build the table of networks: time, throughput, ratio and error."""
-    table = _table("Networks: cnnext / PyTorch", "network", "layout", "ms", "images/s", "ratio", "error")
-    for case in cases:
-        if case["kind"] == "network":
-            times = [_both(_time(case, side, unit) for side in SIDES) for unit in ("ms", "images_per_s")]
-            error = _both(_error(case["error"][side]) for side in SIDES)
-            name = f"{case['network']} {case['pass']}"
-            table.add_row(name, _LAYOUT_LABEL[case["layout"]], *times, _ratio(case["ratio"]), error)
-    return table
-
-
-def layer_tables(cases: Sequence[Case], width: int) -> list[Table]:
-    """Build the tables of layers: a row for each layer and layout, with cnnext / PyTorch milliseconds and their ratio.
+    Args:
+        path: of the JSON file.
+        document: the result, see `complete`.
+        pictures: a directory for the pictures of the HTML page as PNG files, None for none.
 
     Returns:
-        One table with all passes side by side where ``width`` columns suffice, else one for each pass.
+        The files.
     """
-    cases = [case for case in cases if case["kind"] != "network"]
-    passes = [p for p in PASSES if any(case["pass"] == p for case in cases)]
-    wide = _layer_table("Layers: cnnext / PyTorch", cases, passes)
-    if len(passes) <= 1 or Measurement.get(Console(width=500), Console(width=500).options, wide).maximum <= width:
-        return [wide]
-    return [_layer_table(f"Layers, {_PASS_LABEL[p]}: cnnext / PyTorch", cases, [p]) for p in passes]
+    from bench import html, plots
+
+    write_json(path, document)
+    table, page = path.with_suffix(".csv"), path.with_suffix(".html")
+    write_text(table, to_csv(document))
+    write_text(page, html.render(document))
+    return [path, table, page, *(plots.write_pictures(document, pictures) if pictures else [])]
 
 
-def _layer_table(title: str, cases: Sequence[Case], passes: Sequence[str]) -> Table:
-    groups: dict[tuple[str, str], dict[str, Case]] = {}
-    for case in cases:
-        if case["pass"] in passes:
-            groups.setdefault((case["layer"], case["layout"]), {})[case["pass"]] = case
-    headings = [heading for p in passes for heading in (f"{_PASS_LABEL[p]} ms", "ratio")]
-    table = _table(title, "layer", "layout", "path", *headings, "error")
-    for (layer, layout), group in groups.items():
-        cells = []
-        for p in passes:
-            if p in group:
-                times = _both(_time(group[p], side) for side in SIDES)
-                cells += [times, _ratio(group[p]["ratio"])]
-            else:
-                cells += ["", ""]
-        paths = next(iter(group.values()))["paths"]
-        errors = _both(_errors(group.values(), side) for side in SIDES)
-        table.add_row(layer, _LAYOUT_LABEL[layout], _both(paths[side] for side in SIDES), *cells, errors)
-    return table
+def main(argv: Sequence[str], console: Console) -> int:
+    """Write the CSV table, the HTML page and the pictures of a result again, and print its tables."""
+    parser = Parser(prog="python -m bench report", description="Prints a result of the benchmark, and writes it again.")
+    parser.add_argument("result", type=Path, help="JSON file that python -m bench wrote")
+    parser.add_argument("--out", type=Path, help="JSON file to write, the others beside it (default: the same file)")
+    parser.add_argument("--pictures", type=Path, metavar="DIRECTORY", help="write the plots there, as PNG files")
+    parser.add_argument("--markdown", action="store_true", help="print the tables of README.md and nothing else")
+    given = parser.parse_args(argv)
+    try:
+        document = load(given.result)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    complete(document)
+    if given.markdown:
+        from bench import markdown
 
-
-def summary_table(summary: dict[str, Any]) -> Table:
-    """Build the table of ratios by kind of layer: geomean, and in brackets min to max."""
-    rows: dict[tuple[str, str], dict[str, str]] = {}
-    for row in summary["layers"]:
-        text = f"{_ratio(row['geomean'])} ({row['min']:.2f}-{row['max']:.2f})"
-        rows.setdefault((row["kind"], row["layout"]), {})[row["pass"]] = text
-    passes = [p for p in PASSES if any(p in row for row in rows.values())]
-    title = "Ratio by kind: geomean (min-max)"
-    table = _table(title, "kind", "layout", *map(_PASS_LABEL.__getitem__, passes))
-    for (kind, layout), cells in rows.items():
-        table.add_row(kind, _LAYOUT_LABEL[layout], *(cells.get(p, "") for p in passes))
-    return table
-
-
-def print_report(console: Console, document: dict[str, Any]) -> None:
-    """Print everything, the most telling last: layers, cases to look at, networks, ratios by kind."""
-    cases, summary = document["cases"], document["summary"]
-    if summary["layers"]:
-        for table in layer_tables(cases, console.width):
-            console.print(table)
-    for line in _remarks(cases, summary):
-        console.print(line, highlight=False, soft_wrap=True)
-    if any(case["kind"] == "network" for case in cases):
-        console.print(network_table(cases))
-        for row in summary["networks"]:
-            throughputs = f"{_digits(row['cnnext'])} against {_digits(row['pytorch'])} images/s"
-            best = f"Best layout of each side, {row['network']} {row['pass']}: {throughputs}, {_ratio(row['ratio'])}"
-            console.print(best, highlight=False)
-        if any(case["pass"] == "training" for case in cases):
-            console.print(f"[dim]{_TRAINING_NOTE}[/]", highlight=False, soft_wrap=True)
-        console.print()
-    if summary["layers"]:
-        console.print(summary_table(summary))
-
-
-def _spans_overlap(case: Case) -> bool:
-    """Whether the sides' spans from p20 to p80 overlap, so that the difference may be noise."""
-    ours, theirs = case["cnnext"], case["pytorch"]
-    return ours["ms_p20"] <= theirs["ms_p80"] and theirs["ms_p20"] <= ours["ms_p80"]
-
-
-def _remarks(cases: Sequence[Case], summary: dict[str, Any]) -> Iterator[str]:
-    by_id = {case["id"]: case for case in cases}
-    slower = [by_id[case_id] for case_id in summary["slower"]]
-    clearly = sum(not _spans_overlap(case) for case in slower)
-    counts = f"{len(slower)} of {len(cases)} cases are slower than PyTorch"
-    yield f"[bold]{counts}, {clearly} of them beyond the spread of the samples[/]" if slower else counts
-    for case in slower:
-        spans = [f"{_digits(case[side]['ms_p20'])}-{_digits(case[side]['ms_p80'])}" for side in SIDES]
-        note = ", spans overlap" if _spans_overlap(case) else ""
-        yield f"  {_ratio(case['ratio'])} {case['id']} (p20-p80 {spans[0]} against {spans[1]} ms{note})"
-    for case_id in summary["inaccurate"]:
-        errors = [_error(by_id[case_id]["error"][side]) for side in SIDES]
-        yield f"  [red]inaccurate[/] {case_id}: error {errors[0]}, PyTorch's {errors[1]}"
-    for case in cases:
-        for side, message in case["failures"].items():
-            yield f"  [red]failed[/] {case['id']}: {side}: {escape(message)}"
-    yield ""
+        print(markdown.tables(document))
+        return 0
+    written = write_all(given.out or given.result, document, given.pictures)
+    print_report(console, document)
+    console.print(f"written to {', '.join(map(str, written))}", highlight=False, soft_wrap=True)
+    return 0

@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import cnnext
-from bench.cases import KINDS, LAYOUTS, Layer, LayerShape, input_size, to_pytorch
-from bench.timer import Budget, Clock, Timing, compare
+from bench import networks
+from bench.cases import KINDS, LAYOUTS, PASSES, Layer, LayerShape, input_size, to_pytorch
+from bench.timer import Budget, Clock, compare, timing_json
 
 #: A case of a network takes a larger share of the time than one of a layer: its calls are that much longer.
 NETWORK_WEIGHT = 6.0
@@ -50,6 +51,10 @@ class Settings:
     batch: int
     layouts: tuple[str, ...]
     backward: bool
+    #: Passes of networks.
+    passes: tuple[str, ...] = NETWORK_PASSES
+    #: Only cases in whose id this is found.
+    wanted: str = ""
     seed: int = 0
 
     @property
@@ -100,6 +105,13 @@ def relative_error(result: Result, reference: Result) -> float:
     return deviation / scale if scale > 0 else deviation
 
 
+def as_references(result: Result) -> Result:
+    """The result as a reference for another one: float64 on the CPU."""
+    if isinstance(result, torch.Tensor):
+        return result.detach().to("cpu", torch.float64)
+    return [tensor.detach().to("cpu", torch.float64) for tensor in result]
+
+
 def is_accurate(error: float, baseline: float | None, dtype: torch.dtype) -> bool:
     """Say whether an error is explained by rounding.
 
@@ -110,16 +122,6 @@ def is_accurate(error: float, baseline: float | None, dtype: torch.dtype) -> boo
 
 
 # --------------------------------------------------------------------------------------------------------------- timing
-
-
-def _timing_json(timing: Timing, images: int) -> dict[str, float | int]:
-    return {
-        "ms": timing.median * 1e3,
-        "ms_p20": timing.p20 * 1e3,
-        "ms_p80": timing.p80 * 1e3,
-        "images_per_s": images / timing.median,
-        "samples": timing.samples,
-    }
 
 
 def measure(
@@ -167,7 +169,7 @@ def measure(
     result["accurate"] = ours is not None and is_accurate(ours, errors["pytorch"], settings.dtype)
     result["failures"] = failures
     for side in SIDES:
-        result[side] = _timing_json(timings[side], settings.batch) if side in timings else None
+        result[side] = timing_json(timings[side], settings.batch) if side in timings else None
     both = all(side in timings for side in SIDES)
     result["ratio"] = timings["pytorch"].median / timings["cnnext"].median if both else None
     return result
@@ -247,22 +249,48 @@ def _layer_contender(
     return Contender(gradient, gradient)
 
 
-def _paths(shape: LayerShape, settings: Settings, layout: str) -> dict[str, str]:
-    """Return the name of the implementation that each side selects for a layer, such as ``cpu`` and ``Mkldnn``."""
+def _paths(shape: LayerShape, settings: Settings, layout: str) -> dict[str, dict[str, str]]:
+    """Return, for each pass, the implementation that each side selects for a layer, such as ``cpu`` and ``Mkldnn``."""
     # Only sizes, dtype, device and memory format matter; the values are as they come.
-    options: dict[str, Any] = {"dtype": settings.dtype, "device": settings.device, "memory_format": LAYOUTS[layout]}
-    x = torch.empty(settings.batch, shape.C, shape.H, shape.W, **options)
-    weight = torch.empty(shape.K, shape.C // shape.groups, shape.R, shape.S, **options)
-    bias = torch.empty(shape.K, dtype=settings.dtype, device=settings.device) if shape.bias else None
+    options: dict[str, Any] = {"dtype": settings.dtype, "device": settings.device}
+    memory_format = LAYOUTS[layout]
+    x = torch.randn(settings.batch, shape.C, shape.H, shape.W, **options).contiguous(memory_format=memory_format)
+    weight = torch.randn(shape.K, shape.C // shape.groups, shape.R, shape.S, **options)
+    weight = weight.contiguous(memory_format=memory_format)
+    bias = torch.randn(shape.K, **options) if shape.bias else None
 
     family = "grouped" if KINDS[shape.kind] is cnnext.GroupedConv2d else shape.kind
     groups = {"groups": shape.groups} if family == "grouped" else {}
     geometry = (shape.stride, shape.padding, shape.dilation)
-    chosen = cnnext.backends.chosen(f"{family}_conv2d", x, weight, bias, *geometry, **groups)
-
     select = getattr(torch._C, "_select_conv_backend", None)  # private, and so not to be relied on
     selected = select(x, weight, bias, *map(list, geometry), False, [0, 0], shape.groups) if select else "unknown"
-    return {"cnnext": chosen["forward"], "pytorch": str(selected).rpartition(".")[2]}
+
+    paths = {}
+    for pass_name in PASSES:  # as the calls that are timed: nothing asks for a gradient but what the pass computes
+        x.requires_grad_(pass_name == "backward_input")
+        weight.requires_grad_(pass_name == "backward_weight")
+        try:
+            ours = cnnext.backends.chosen(f"{family}_conv2d", x, weight, bias, *geometry, **groups)[pass_name]
+        except cnnext.backends.BackendError:  # one is asked for by name: the case says why it cannot run
+            ours = "none"
+        paths[pass_name] = {"cnnext": ours, "pytorch": str(selected).rpartition(".")[2]}
+    return paths
+
+
+def _layer_case_id(shape: LayerShape, layout: str, pass_name: str) -> str:
+    return f"{shape.name}/{layout}/{pass_name}"
+
+
+def network_case_id(name: str, layout: str, pass_name: str) -> str:
+    """The id of a network's case."""
+    return f"{name}/{layout}/{pass_name}"
+
+
+def layer_case_ids(layer: Layer, settings: Settings) -> list[str]:
+    """The ids of the cases of a layer, in the order of measuring."""
+    passes = [p for p in layer.passes if settings.backward or p == "forward"]
+    ids = [_layer_case_id(layer.shape, layout, p) for layout in settings.layouts for p in passes]
+    return [case_id for case_id in ids if settings.wanted in case_id]
 
 
 def measure_layer(
@@ -278,13 +306,18 @@ def measure_layer(
         announce: told the id of a case before it starts.
     """
     shape = layer.shape
-    passes = layer.passes if settings.backward else ("forward",)
+    wanted = layer_case_ids(layer, settings)
+    if not wanted:
+        return
     announce(f"{shape.name}: reference in float64")
     data = _layer_data(layer, settings)
     for layout in settings.layouts:
-        paths = _paths(shape, settings, layout)
-        for pass_name in passes:
-            case_id = f"{shape.name}/{layout}/{pass_name}"
+        paths: dict[str, dict[str, str]] = {}
+        for pass_name in layer.passes:
+            case_id = _layer_case_id(shape, layout, pass_name)
+            if case_id not in wanted:
+                continue
+            paths = paths or _paths(shape, settings, layout)
             announce(case_id)
             case: Case = {
                 "id": case_id,
@@ -295,7 +328,7 @@ def measure_layer(
                 "multiply_adds": shape.multiply_adds(settings.batch),
                 "layout": layout,
                 "pass": pass_name,
-                "paths": paths,
+                "paths": paths[pass_name],
             }
             modules: dict[str, type[nn.Conv2d]] = {"cnnext": KINDS[shape.kind], "pytorch": nn.Conv2d}
             prepare = {
@@ -310,7 +343,7 @@ def measure_layer(
 # ------------------------------------------------------------------------------------------------------------- networks
 
 
-def _network_call(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, pass_name: str) -> Call:
+def network_call(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, pass_name: str) -> Call:
     """Build a call: one that returns logits, or one that returns the gradients of all parameters.
 
     A training step is forward, loss and backward. The optimiser is left out: it is the same on both sides.
@@ -324,8 +357,8 @@ def _network_call(network: nn.Module, images: torch.Tensor, labels: torch.Tensor
 
 def _network_contender(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, pass_name: str) -> Contender:
     return Contender(
-        checked=_network_call(network, images[:_CHECKED_IMAGES], labels[:_CHECKED_IMAGES], pass_name),
-        timed=_network_call(network, images, labels, pass_name),
+        checked=network_call(network, images[:_CHECKED_IMAGES], labels[:_CHECKED_IMAGES], pass_name),
+        timed=network_call(network, images, labels, pass_name),
     )
 
 
@@ -335,26 +368,29 @@ def measure_network(
     """Yield the cases of a network: inference and training step, each in each layout.
 
     Args:
-        name: one of `cnnext.models.list_models`.
+        name: one of `bench.networks.networks`.
         settings: of the run.
         clock: of the device.
         budget: of the run.
         announce: told the id of a case before it starts.
     """
     torch.manual_seed(settings.seed)
-    network = cnnext.models.create_model(name).to(settings.dtype)
+    network = networks.create(name).to(settings.dtype)
     size = input_size(network)
     images = torch.randn(settings.batch, *size).to(settings.dtype)
     labels = torch.randint(1000, (settings.batch,))
     exact = to_pytorch(copy.deepcopy(network)).double()
 
-    for pass_name in NETWORK_PASSES if settings.backward else NETWORK_PASSES[:1]:
+    for pass_name in settings.passes:
+        layouts = [layout for layout in settings.layouts if settings.wanted in network_case_id(name, layout, pass_name)]
+        if not layouts:
+            continue
         mode = torch.inference_mode if pass_name == "inference" else contextlib.nullcontext
         announce(f"{name} {pass_name}: reference in float64")
         with mode():
             reference = _network_contender(exact, images.double(), labels, pass_name).checked()
-        for layout in settings.layouts:
-            case_id = f"{name}/{layout}/{pass_name}"
+        for layout in layouts:
+            case_id = network_case_id(name, layout, pass_name)
             announce(case_id)
             case: Case = {
                 "id": case_id,

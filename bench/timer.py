@@ -160,6 +160,17 @@ def summarise_samples(samples: Sequence[float]) -> Timing:
     )
 
 
+def timing_json(timing: Timing, images: int) -> dict[str, float | int]:
+    """The form of a `Timing` in result files: milliseconds a call, and images a second at so many images a call."""
+    return {
+        "ms": timing.median * 1e3,
+        "ms_p20": timing.p20 * 1e3,
+        "ms_p80": timing.p80 * 1e3,
+        "images_per_s": images / timing.median,
+        "samples": timing.samples,
+    }
+
+
 def compare(
     contenders: Mapping[str, Callable[[], object]],
     clock: Clock,
