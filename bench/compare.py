@@ -1,8 +1,8 @@
 """Finds what became slower from one result to another: ``python -m bench compare before.json after.json``.
 
-The machine itself may be faster or slower than it was; PyTorch's side of the same cases shows by how much, and its median
-is taken out. A case is worse if it lost more than the tolerance and the samples of the two runs do not overlap. A
-group of cases, those of a kind, layout and pass, is worse if its median lost more than half of the tolerance, and so
+The machine itself may be faster or slower than it was; PyTorch's side of the same cases shows by how much, and its
+median is taken out. A case is worse if it lost more than the tolerance and the samples of the two runs do not overlap.
+A group of cases, those of a kind, layout and pass, is worse if its median lost more than half of the tolerance, and so
 many of its cases lost that chance would rarely do it; that finds a small loss in many noisy cases.
 """
 

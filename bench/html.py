@@ -10,7 +10,7 @@ import jinja2
 from markupsafe import Markup
 
 from bench import plots
-from bench.cases import KINDS
+from bench.cases import KINDS, PASSES
 from bench.runner import SIDES
 from bench.tables import LAYOUT_LABEL, PASS_LABEL, digits, spans_overlap
 
@@ -67,13 +67,21 @@ def _network_bars(document: dict[str, Any]) -> list[dict[str, Any]]:
     return groups
 
 
+def _kinds(document: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
+    """The summary of the layers by kind and layout, and in it by pass."""
+    kinds: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in document["summary"]["layers"]:
+        kinds.setdefault((row["kind"], row["layout"]), {})[row["pass"]] = row
+    return kinds
+
+
 def _layer_bars(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Group the layers by kind, layout and pass, for the speed-ups."""
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if row["kind"] in KINDS and row["bar"]:
             groups.setdefault((row["kind"], row["layout"], row["pass"]), []).append(row)
-    order = sorted(groups, key=lambda key: list(KINDS).index(key[0]))
+    order = sorted(groups, key=lambda key: (list(KINDS).index(key[0]), key[1], list(PASS_LABEL.values()).index(key[2])))
     return [
         {
             "title": f"{kind}, {layout}, {pass_name}",
@@ -105,6 +113,8 @@ def render(document: dict[str, Any]) -> str:
         peaks=document.get("peaks"),
         summary=document["summary"],
         rows=rows,
+        kinds=_kinds(document),
+        passes=[p for p in PASSES if any(case["pass"] == p for case in document["cases"])],
         slower=[row for row in rows if row["ratio"] is not None and row["ratio"] < 1],
         network_bars=_network_bars(document),
         layer_bars=_layer_bars(rows),

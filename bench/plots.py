@@ -45,7 +45,11 @@ def roofline(document: dict[str, Any]) -> Figure | None:
         f"copy {bandwidth:.3g} GB/s", (x[10], x[10] * bandwidth), (4, -14), textcoords="offset points", color="#333333"
     )
     axes.annotate(
-        f"matrix product {product:.3g} GMAC/s", (x[-1], product), (-4, 5), textcoords="offset points", ha="right"
+        f"matrix product {product:.3g} GMAC/s",
+        (product / bandwidth, product),
+        (-6, 4),
+        textcoords="offset points",
+        ha="right",
     )
     for kind in KINDS:
         chosen = [(case, i) for case, i in zip(cases, intensities, strict=True) if case["kind"] == kind]
@@ -59,6 +63,7 @@ def roofline(document: dict[str, Any]) -> Figure | None:
                 label=f"{kind}, {'cnnext' if side == 'cnnext' else 'PyTorch'}",
             )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="multiply-adds per byte", ylabel="GMAC/s")
+    axes.set_ylim(top=2 * max(product, axes.dataLim.ymax))
     axes.set_title(f"Roofline of layers, {PASS_LABEL[cases[0]['pass']]}\n{_subtitle(document)}", fontsize=10)
     axes.grid(which="major", color="#dddddd", linewidth=0.6)
     axes.legend(fontsize=8, loc="lower right", ncols=2, frameon=False)
@@ -85,7 +90,7 @@ def speedups(document: dict[str, Any]) -> Figure | None:
             colour = _PASS_COLOURS[pass_name]
             axes.scatter(ratios, [y] * len(ratios), s=14, color=colour, alpha=0.45, linewidths=0)
             mean = float(np.exp(np.mean(np.log(ratios))))
-            label = f"{PASS_LABEL[pass_name]} (bar: geometric mean)" if row == len(rows) - 1 else None
+            label = f"{PASS_LABEL[pass_name]} (bar: geomean)" if row == len(rows) - 1 else None
             axes.plot([mean, mean], [y - 0.11, y + 0.11], color=colour, linewidth=3, label=label)
     axes.set(xscale="log", xlabel="PyTorch's time / cnnext's time", ylim=(-0.6, len(rows) - 0.4))
     axes.set_yticks(range(len(rows)), [f"{kind} {LAYOUT_LABEL[layout]}" for kind, layout in reversed(rows)])
@@ -96,7 +101,7 @@ def speedups(document: dict[str, Any]) -> Figure | None:
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_title(f"Speed-up over PyTorch, a dot a layer\n{_subtitle(document)}", fontsize=10)
-    axes.legend(fontsize=8, loc="upper right", frameon=False)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
