@@ -1,0 +1,136 @@
+"""The kernels on a GPU, against float64 on the CPU.
+
+On the CPU the same checks run over a few cases, so that they are known to work where there is no GPU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from cnnext import backends
+from tests import checking
+from tests.cases import CASES, CUDA_CASES, LAYOUTS, Case, apply_op, integer_operands, random_grad, random_operands
+from tests.reference import (
+    DTYPES,
+    assert_same_bits,
+    assert_within,
+    expect_exact,
+    expect_forward,
+    expect_gradients,
+)
+
+#: Device and backend.
+PLACES = ["cpu-cpu", *(pytest.param(f"cuda-{name}", marks=pytest.mark.gpu) for name in ("cuda", "triton"))]
+OPS = tuple(CASES)
+ALL_CASES = {op: CASES[op] + CUDA_CASES.get(op, ()) for op in OPS}
+#: The layouts in which an input comes from another device unchanged.
+NATIVE = ("nchw", "nhwc", "nchw_slice", "nhwc_slice")
+
+
+@pytest.fixture(autouse=True)
+def _exact_products() -> Iterator[None]:
+    """The bounds are those of float32, not of TF32; F.conv2d must not choose it on its side either."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
+def _cases(op: str, device: str) -> tuple[Case, ...]:
+    return ALL_CASES[op] if device == "cuda" else ALL_CASES[op][:3]
+
+
+def _run(
+    op: str, case: Case, operands: tuple[torch.Tensor, ...], grad: torch.Tensor, device: str, backend: str, layout: str
+) -> checking.Result:
+    """Forward and gradients on the device, the results on the CPU; the layout is made there, so slices stay slices."""
+    x, w, bias = operands
+    on_device = [t.to(device) for t in (x, w, bias, grad)]
+    with torch.device(device):  # where the layouts make their wider tensors
+        on_device[0], on_device[3] = LAYOUTS[layout](on_device[0]), LAYOUTS[layout](on_device[3])
+    result = checking.forward_and_backward(op, case, *on_device, backend=backend)
+    return checking.Result(**{f.name: getattr(result, f.name).cpu() for f in dataclasses.fields(result)})
+
+
+def _skip_what_the_backend_refuses(backend: str, dtype: torch.dtype) -> None:
+    if backend not in backends.available():
+        pytest.skip(f"{backend} is not available: {backends._BACKENDS[backend].unavailable()}")
+    if backend == "triton" and dtype == torch.float64:
+        pytest.skip("the Triton kernels do not take float64")
+
+
+def _check_exact(op: str, case: Case, dtype: torch.dtype, device: str, backend: str, layout: str) -> None:
+    operands, grad = integer_operands(case, dtype), random_grad(case, dtype, integers=True)
+    result = _run(op, case, operands, grad, device, backend, layout)
+    expected = expect_exact(case, grad, *operands)
+    assert_same_bits(result.output, expected.output, f"{case}: forward")
+    assert_same_bits(result.grad_input, expected.grad_input, f"{case}: input gradient")
+    assert_same_bits(result.grad_weight, expected.grad_weight, f"{case}: weight gradient")
+    assert result.grad_bias is not None
+    assert_same_bits(result.grad_bias, expected.grad_bias, f"{case}: bias gradient")
+
+
+@pytest.mark.parametrize("layout", NATIVE)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("place", PLACES)
+def test_integers_are_exact(place: str, op: str, dtype: torch.dtype, layout: str) -> None:
+    device, backend = place.split("-")
+    _skip_what_the_backend_refuses(backend, dtype)
+    for case in _cases(op, device):
+        _check_exact(op, case, dtype, device, backend, layout)
+
+
+@pytest.mark.parametrize("layout", NATIVE[:2])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("place", PLACES)
+def test_random_values_are_within_rounding(place: str, op: str, dtype: torch.dtype, layout: str) -> None:
+    device, backend = place.split("-")
+    _skip_what_the_backend_refuses(backend, dtype)
+    for case in _cases(op, device):
+        operands, grad = random_operands(case, dtype), random_grad(case, dtype)
+        result = _run(op, case, operands, grad, device, backend, layout)
+        assert_within(result.output, expect_forward(case, *operands, None), f"{case}: forward")
+        expected = expect_gradients(case, grad, *operands, None)
+        assert_within(result.grad_input, expected.input, f"{case}: input gradient")
+        assert_within(result.grad_weight, expected.weight, f"{case}: weight gradient")
+        assert_within(result.grad_bias, expected.bias, f"{case}: bias gradient")
+        again = _run(op, case, operands, grad, device, backend, layout)
+        assert torch.equal(result.grad_weight, again.grad_weight), f"{case}: the weight gradient differs between runs"
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("place", PLACES[:2])
+def test_small_problems(place: str, op: str, dtype: torch.dtype) -> None:
+    """What compute-sanitizer watches: a case of each shape that the CUDA kernels tell apart, in both layouts."""
+    device, backend = place.split("-")
+    _skip_what_the_backend_refuses(backend, dtype)
+    small = sorted(_cases(op, device), key=lambda case: case.n * case.c * case.h * case.w)
+    for case in small[: len(small) // 2 or 1]:
+        for layout in NATIVE[:2]:
+            _check_exact(op, case, dtype, device, backend, layout)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("op", OPS)
+def test_a_cuda_graph_gives_the_same(op: str) -> None:
+    """While a graph is captured nothing is measured, whatever `benchmark` says."""
+    case = ALL_CASES[op][0]
+    x, w, bias = (t.cuda() for t in random_operands(case, torch.float32))
+    expected = apply_op(op, case, x, w, bias)
+    before, backends.benchmark = backends.benchmark, True
+    try:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = apply_op(op, case, x, w, bias)
+        graph.replay()
+        torch.cuda.synchronize()
+    finally:
+        backends.benchmark = before
+    torch.testing.assert_close(output, expected)
