@@ -22,7 +22,7 @@ from torch import nn
 
 from bench import networks
 from bench.cases import LAYOUTS, input_size, to_pytorch
-from bench.runner import as_references, network_call, relative_error
+from bench.runner import as_references, network_call, random_labels, relative_error
 from bench.timer import clock_for, compare, timing_json
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -119,7 +119,7 @@ def _answer(name: str, case: dict[str, Any], settings: dict[str, Any]) -> dict[s
     torch.manual_seed(settings["seed"])
     network = to_pytorch(networks.create(case["network"])).to(device, dtype).to(memory_format=memory_format)
     images = torch.randn(settings["batch"], *input_size(network)).to(device, dtype, memory_format=memory_format)
-    labels = torch.randint(1000, (settings["batch"],)).to(device)
+    labels = random_labels(network, images)
     network.train(case["pass"] == "training")
     mode = torch.no_grad if case["pass"] == "inference" else contextlib.nullcontext
     with mode():

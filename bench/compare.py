@@ -1,9 +1,10 @@
 """Finds what became slower from one result to another: ``python -m bench compare before.json after.json``.
 
-The machine itself may be faster or slower than it was; PyTorch's side of the same cases shows by how much, and its
-median is taken out. A case is worse if it lost more than the tolerance and the samples of the two runs do not overlap.
-A group of cases, those of a kind, layout and pass, is worse if its median lost more than half of the tolerance, and so
-many of its cases lost that chance would rarely do it; that finds a small loss in many noisy cases.
+The machine itself may be faster or slower than it was, and noisier: PyTorch's side of the same cases shows by how
+much. Its median is taken out. A case is worse if it lost more than the tolerance, if that is beyond what PyTorch's
+cases gain and lose by chance, and if the samples of the two runs do not overlap. A group of cases, those of a kind in
+a layout or a pass, is worse if its median lost more than half of the tolerance, and so many of its cases lost that
+chance would rarely do it; that finds a small loss in many noisy cases.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from bench.report import load
 
 #: How rarely chance alone may make a group look worse.
 _CHANCE = 0.001
+#: How far out a case must be, in standard deviations of PyTorch's cases: among hundreds, none may be so by chance.
+_SIGMAS = 4.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Comparison:
     cases: int
     #: Times after over times before on PyTorch's side, the median.
     drift: float
+    #: How far cases are off by chance, as a share of their times.
+    noise: float
     slower: list[Change]
     faster: list[Change]
 
@@ -80,21 +85,28 @@ def compare(before: dict[str, Any], after: dict[str, Any], tolerance: float = 0.
     common = [case_id for case_id in old if case_id in new]
     if not common:
         raise ValueError("the two results have no case in common")
-    drift = statistics.median(new[i]["pytorch"]["ms"] / old[i]["pytorch"]["ms"] for i in common)
+    control = [math.log(new[i]["pytorch"]["ms"] / old[i]["pytorch"]["ms"]) for i in common]
+    middle = statistics.median(control)
+    drift = math.exp(middle)
+    # The standard deviation, estimated so that a few cases far out do not count.
+    noise = 1.4826 * statistics.median(abs(value - middle) for value in control)
+    least = max(1 + tolerance, math.exp(_SIGMAS * noise))
     slower, faster = [], []
-    groups: dict[tuple[str, str, str], list[float]] = {}
+    groups: dict[tuple[str, str], list[float]] = {}
     for case_id in common:
         a, b = old[case_id]["cnnext"], new[case_id]["cnnext"]
         factor = b["ms"] / a["ms"] / drift
-        groups.setdefault((new[case_id]["kind"], new[case_id]["layout"], new[case_id]["pass"]), []).append(factor)
+        kind, layout, pass_name = (new[case_id][key] for key in ("kind", "layout", "pass"))
+        for group in ((kind, layout), (kind, pass_name)):
+            groups.setdefault(group, []).append(factor)
         times = " to ".join(f"{t['ms']:.3g} ms ({t['ms_p20']:.3g}-{t['ms_p80']:.3g})" for t in (a, b))
-        if factor > 1 + tolerance and b["ms_p20"] / drift > a["ms_p80"]:
+        if factor > least and b["ms_p20"] / drift > a["ms_p80"]:
             slower.append(Change(case_id, factor, times))
-        elif factor < 1 / (1 + tolerance) and b["ms_p80"] / drift < a["ms_p20"]:
+        elif factor < 1 / least and b["ms_p80"] / drift < a["ms_p20"]:
             faster.append(Change(case_id, factor, times))
     for key, factors in groups.items():
         slower += _group(", ".join(key), factors, tolerance / 2)
-    return Comparison(len(common), drift, slower, faster)
+    return Comparison(len(common), drift, noise, slower, faster)
 
 
 def _group(name: str, factors: Sequence[float], tolerance: float) -> Iterator[Change]:

@@ -355,6 +355,13 @@ def network_call(network: nn.Module, images: torch.Tensor, labels: torch.Tensor,
     return lambda: torch.autograd.grad(F.cross_entropy(network(images), labels), parameters)
 
 
+def random_labels(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """A class for each image, of as many classes as the network tells apart."""
+    with torch.no_grad():
+        classes = network.eval()(images[:1]).shape[1]
+    return torch.randint(classes, (len(images),), device=images.device)
+
+
 def _network_contender(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, pass_name: str) -> Contender:
     return Contender(
         checked=network_call(network, images[:_CHECKED_IMAGES], labels[:_CHECKED_IMAGES], pass_name),
@@ -378,7 +385,7 @@ def measure_network(
     network = networks.create(name).to(settings.dtype)
     size = input_size(network)
     images = torch.randn(settings.batch, *size).to(settings.dtype)
-    labels = torch.randint(1000, (settings.batch,))
+    labels = random_labels(network, images)
     exact = to_pytorch(copy.deepcopy(network)).double()
 
     for pass_name in settings.passes:
