@@ -196,7 +196,7 @@ def _bench(*args: str) -> subprocess.CompletedProcess[str]:
 
 def test_command_line(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
-    result = _bench("--quick", "--network", "mobilenet_v1", "--layout", "nchw", "--seconds", "1", "--out", str(out))
+    result = _bench("--quick", "--threads", "1", "--network", "mobilenet_v1", "--layout", "nchw", "--seconds", "1", "--out", str(out))
     assert result.returncode == 0, result.stdout + result.stderr
     document: dict[str, Any] = json.loads(out.read_text())
     assert document["complete"]
@@ -225,8 +225,12 @@ def test_command_line(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_wrong_options_are_one_line(args: tuple[str, ...], words: str) -> None:
-    result = _bench(*args)
-    assert result.returncode == 2
-    assert words in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+def test_wrong_options_are_one_line(args: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from bench.__main__ import main
+
+    with pytest.raises(SystemExit) as exit:
+        main(args)
+    assert exit.value.code == 2
+    errors = capsys.readouterr().err
+    assert words in errors
+    assert len(errors.strip().splitlines()) == 1
