@@ -196,7 +196,19 @@ def _bench(*args: str) -> subprocess.CompletedProcess[str]:
 
 def test_command_line(tmp_path: Path) -> None:
     out = tmp_path / "result.json"
-    result = _bench("--quick", "--threads", "1", "--network", "mobilenet_v1", "--layout", "nchw", "--seconds", "1", "--out", str(out))
+    result = _bench(
+        "--quick",
+        "--threads",
+        "1",
+        "--network",
+        "mobilenet_v1",
+        "--layout",
+        "nchw",
+        "--seconds",
+        "1",
+        "--out",
+        str(out),
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     document: dict[str, Any] = json.loads(out.read_text())
     assert document["complete"]

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench.report import write_json
-from bench.static_report import budget, report
+from bench.report import load, write_json
+from bench.static_report import budget, calibrate, report
 from bench.static_report.compile import ARCHITECTURES, ToolMissingError, compile_all, jobs, kernel_sources, nvcc_release
 from bench.static_report.execute import Program
 from bench.static_report.kernels import KernelReport, read_kernels, select
@@ -91,6 +91,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", action="append", choices=DTYPES, help="may be repeated (default: all)")
     parser.add_argument("--samples", type=int, default=SAMPLES, help=f"blocks followed a launch (default: {SAMPLES})")
     parser.add_argument("--no-layers", action="store_true", help="report on the kernels alone")
+    parser.add_argument(
+        "--measured",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help="result of python -m bench ops on the card, to show beside the predictions and fit the rates to; "
+        "may be repeated (takes one --arch)",
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--markdown", type=Path, help="document to write, for one architecture")
     parser.add_argument("--check", action="store_true", help=f"fail if something is worse than in {budget.PATH.name}")
@@ -112,6 +120,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     architectures = options.arch or [90]
     if options.markdown and len(architectures) > 1:
         parser.error("--markdown takes one --arch")
+    times: dict[tuple[str, str, str, int, str], float] = {}
+    if options.measured:
+        if len(architectures) > 1 or options.no_layers:
+            parser.error("--measured takes one --arch, and no --no-layers")
+        try:
+            for path in options.measured:
+                times |= calibrate.measured_times(load(path), RATES[architectures[0]])
+        except (OSError, ValueError) as error:
+            parser.error(f"--measured: {error}")
     calls = []
     if not options.no_layers:
         calls = depthwise_calls(
@@ -137,6 +154,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         shown = select(kernels, options.kernel)
         report.print_report(console, RATES[architecture], shown, predictions)
         documents.append(report.document(RATES[architecture], shown, predictions))
+        if options.measured:
+            try:
+                found = calibrate.calibrate(predictions, times)
+            except ValueError as error:
+                parser.error(f"--measured: {error}")
+            calibrate.print_calibration(
+                console, found, RATES[architecture], ", ".join(path.name for path in options.measured)
+            )
+            documents[-1]["calibration"] = calibrate.document(found)
         sections[architecture] = budget.section(shown, predictions, nvcc_release())
         if options.check:
             release = old.get(f"sm_{architecture}", {}).get("nvcc", nvcc_release())
