@@ -177,11 +177,16 @@ def _aten_forward(input: Tensor, weight: Tensor, bias: Tensor | None, geometry: 
     return apply_activation(_in_format(output, channels_last_result(input, weight)), activation)
 
 
+def _unread(like: Tensor, size: Sequence[int], channels_last: bool) -> Tensor:
+    """An operand of which ATen only looks at the size. NOTE: it first brings one of another layout into this one."""
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=memory_format(channels_last))
+
+
 def _aten_backward_input(
     grad_output: Tensor, weight: Tensor, input_size: Sequence[int], geometry: Geometry, channels_last: bool
 ) -> Tensor:
     stride, padding, dilation, groups = geometry
-    input = grad_output.new_empty(1).expand(input_size)  # only its size is looked at
+    input = _unread(grad_output, input_size, channels_last)
     grad_input, _, _ = aten.convolution_backward(
         grad_output, input, weight, None, stride, padding, dilation, False, [0, 0], groups, [True, False, False]
     )
@@ -197,7 +202,7 @@ def _aten_backward_weight(
     channels_last: bool,
 ) -> tuple[Tensor, Tensor]:
     stride, padding, dilation, groups = geometry
-    weight = input.new_empty(1).expand(weight_size)  # only its size is looked at
+    weight = _unread(input, weight_size, channels_last)
     _, grad_weight, grad_bias = aten.convolution_backward(
         grad_output,
         input,
