@@ -5,7 +5,7 @@ SOURCES := cnnext bench examples tests build_tools setup.py
 CPP_SOURCES := $(shell find csrc tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help build test doctest lint format typecheck bench static-report matrix tutorial clean
+.PHONY: help build test doctest lint format typecheck bench gpu-check static-report matrix tutorial clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ typecheck: ## check the type hints
 
 bench: ## measure accuracy and speed against PyTorch
 	$(PYTHON) -m bench
+
+gpu-check: ## on a machine with a GPU: build, test, sanitize and measure, in ten minutes
+	$(PYTHON) -m bench.gpu_check
 
 static-report: ## registers, spills and predicted times of the CUDA kernels, for every architecture, against their budget
 	$(PYTHON) -m bench.static_report --arch 80 --arch 90 --arch 100 --arch 120 --check

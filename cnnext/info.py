@@ -9,6 +9,7 @@ import torch
 
 import cnnext
 from cnnext import _extension, backends
+from cnnext.backends import store
 
 __all__ = ["report"]
 
@@ -39,6 +40,7 @@ def report() -> str:
         "triton kernels": _triton(),
         "cuda devices": devices,
         "backends": ", ".join(backends.available()),
+        "measured times": str(store.directory() or "not kept: CNNEXT_CACHE_DIR is empty, or there is no home"),
     }
     width = max(map(len, facts))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
