@@ -29,6 +29,9 @@ _ROOT = Path(__file__).resolve().parent.parent
 #: Seconds that a process may take beside the time for its samples: compilation, mostly.
 _PATIENCE = 600.0
 
+#: By how much a result may differ from PyTorch's, of its largest magnitude; and in a narrow dtype, or of gradients.
+_MOST_OFF, _MOST_OFF_ROUNDED = 1e-3, 0.1
+
 Call = Callable[[], Any]
 #: Makes the timed call from network, images, labels, pass and threads.
 Prepare = Callable[[nn.Module, torch.Tensor, torch.Tensor, str, int], Call]
@@ -126,6 +129,9 @@ def _answer(name: str, case: dict[str, Any], settings: dict[str, Any]) -> dict[s
         call = BASELINES[name](network, images, labels, case["pass"], settings["threads"])
         expected = network_call(network, images, labels, case["pass"])()
         error = relative_error(call(), as_references(expected))
+        # A converter may leave out what it does not know; a fast wrong result is none.
+        if error > (_MOST_OFF if case["pass"] == "inference" and dtype == torch.float32 else _MOST_OFF_ROUNDED):
+            raise ArithmeticError(f"the result is off by {error:.2g}")
         timing = compare({name: call}, clock_for(device), settings["seconds"])[name]
     return {"id": case["id"], "difference": error, **timing_json(timing, settings["batch"])}
 

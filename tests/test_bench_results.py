@@ -316,12 +316,15 @@ def test_baselines_answer_for_every_case() -> None:
 def test_other_runtimes_compute_the_same(name: str) -> None:
     if (reason := baselines.why_not(name, torch.device("cpu"), torch.float32)) is not None:
         pytest.skip(reason)
-    settings = {"device": "cpu", "dtype": "float32", "batch": 2, "threads": 1, "seed": 0, "seconds": 0.1}
-    cases = [{"id": "x", "network": "lenet", "layout": "nchw", "pass": "inference"}]
-    (answer,) = baselines.measure(name, cases, settings)
+    settings = {"device": "cpu", "dtype": "float32", "batch": 1, "threads": 1, "seed": 0, "seconds": 0.1}
+    case = {"layout": "nchw", "pass": "inference"}
+    cases = [{**case, "id": network, "network": network} for network in ("squeezenet1_0", "lenet")]
+    answer, wrong = baselines.measure(name, cases, settings)
     assert "failure" not in answer
     assert answer["difference"] < 1e-4
     assert answer["ms"] > 0
+    # LeNet's pooling sums, with divisor_override: one of them cannot convert that, the other does so wrongly.
+    assert re.match(r"ArithmeticError: the result is off by 0\.|OpConversionFailure", wrong["failure"])
 
 
 def test_peaks_are_not_absurd() -> None:
