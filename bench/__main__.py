@@ -23,7 +23,6 @@ except ImportError as error:
     sys.exit(f"bench: cnnext cannot be imported ({error}); install it first: pip install .")
 try:
     import jinja2  # noqa: F401
-    import matplotlib  # noqa: F401
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 except ImportError as error:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import importlib.util
 import os
 import shutil
 import signal
@@ -27,11 +28,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from bench import environment
+from bench.files import write_json
 from bench.options import Parser
-from bench.report import write_json
 
 _ROOT = Path(__file__).resolve().parent.parent
 _MINUTES = 10.0
@@ -91,10 +91,22 @@ def _no_compiler() -> str | None:
     return None
 
 
-def _no_gpu() -> str | None:
+def _no_gpu(*packages: str) -> str | None:
+    """Why nothing can run on a GPU, or what needs these packages cannot."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA"
-    return None if torch.cuda.is_available() else "no CUDA device is available"
+    if not torch.cuda.is_available():
+        return "no CUDA device is available"
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    return f"{' and '.join(missing)} not installed" if missing else None
+
+
+def _cannot_test() -> str | None:
+    return _no_gpu("pytest")
+
+
+def _cannot_measure() -> str | None:
+    return _no_gpu("rich", "jinja2")
 
 
 def _sanitizer() -> str | None:
@@ -103,7 +115,7 @@ def _sanitizer() -> str | None:
 
 
 def _cannot_sanitize() -> str | None:
-    return _no_gpu() or (None if _sanitizer() else "compute-sanitizer is not found")
+    return _cannot_test() or (None if _sanitizer() else "compute-sanitizer is not found")
 
 
 def _python(name: str, *arguments: str, **variables: str) -> Command:
@@ -121,12 +133,16 @@ def _build(out: Path, seconds: float) -> list[Command]:
 
 
 def _test(out: Path, seconds: float) -> list[Command]:
-    return [_python("test", "-m", "pytest", "-m", "gpu", "-n", "4", "-q", "--maxfail=50", "--durations=10")]
+    processes = ("-n", "4") if importlib.util.find_spec("xdist") else ("-o", "addopts=")
+    # Only these files, so that none of the others needs a package that is not there.
+    files = [str(path) for path in sorted(_ROOT.glob("tests/test_*.py")) if "pytest.mark.gpu" in path.read_text()]
+    flags = ("-q", "--maxfail=50", "--durations=10", "--continue-on-collection-errors")
+    return [_python("test", "-m", "pytest", *processes, "-m", "gpu", *flags, *files)]
 
 
 def _sanitize(out: Path, seconds: float) -> list[Command]:
     # torch's own kernels are not the question, and its allocator would hide what lies behind the end of a tensor.
-    small = ["-m", "pytest", "-m", "gpu", "-n", "0", "-q", "tests/test_gpu.py", "-k", "small"]
+    small = ["-m", "pytest", "-o", "addopts=", "-m", "gpu", "-q", "tests/test_gpu.py", "-k", "small"]
     return [
         Command(
             tool,
@@ -171,10 +187,10 @@ def _models(out: Path, seconds: float) -> list[Command]:
 
 STEPS = {
     "build": Step(0.45, _no_compiler, _build),
-    "test": Step(0.35, _no_gpu, _test),
+    "test": Step(0.35, _cannot_test, _test),
     "sanitize": Step(0.35, _cannot_sanitize, _sanitize),
-    "ops": Step(0.65, _no_gpu, _ops),
-    "models": Step(1.0, _no_gpu, _models),
+    "ops": Step(0.65, _cannot_measure, _ops),
+    "models": Step(1.0, _cannot_measure, _models),
 }
 
 
@@ -292,7 +308,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
 
-    console = Console(soft_wrap=True, highlight=False)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     document: dict[str, Any] = {
         "environment": environment.describe(device, keeps_freed_memory=False),
@@ -300,16 +315,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "steps": [],
     }
     write_json(out / "summary.json", document)
-    colours = {"passed": "green", "skipped": "yellow"}
     for name, outcome in run_steps(names, out, given.minutes):
         document["steps"].append({"step": name, **asdict(outcome)})
         write_json(out / "summary.json", document)
-        colour = colours.get(outcome.status, "red")
         title = name if name == outcome.name else f"{name} {outcome.name}"
         reason = f": {outcome.reason}" if outcome.reason else ""
-        console.print(f"{outcome.seconds:6.0f} s  {title:<32} [{colour}]{outcome.status}[/]", end="")
-        console.print(reason, markup=False)
-    console.print(f"written to {out}")
+        print(f"{outcome.seconds:6.0f} s  {title:<32} {outcome.status}{reason}", flush=True)
+    print(f"written to {out}")
     statuses = {step["status"] for step in document["steps"]}
     if statuses & {"failed", "out of time"}:
         return 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from bench import plots
 from bench.cases import KINDS, PASSES
 from bench.runner import SIDES
 from bench.tables import LAYOUT_LABEL, PASS_LABEL, digits, spans_overlap
@@ -93,6 +93,15 @@ def _layer_bars(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def _roofline(document: dict[str, Any]) -> Markup | None:
+    if importlib.util.find_spec("matplotlib") is None:
+        return None  # a page without its picture is better than none
+    from bench import plots
+
+    figure = plots.roofline(document)
+    return Markup(plots.to_svg(figure)) if figure else None
+
+
 def render(document: dict[str, Any]) -> str:
     """Write the page of a result.
 
@@ -105,7 +114,6 @@ def render(document: dict[str, Any]) -> str:
     engine.filters["layout"] = LAYOUT_LABEL.__getitem__
     engine.filters["pass_label"] = PASS_LABEL.__getitem__
     rows = [_row(case) for case in document["cases"]]
-    figure = plots.roofline(document)
     return engine.get_template(_TEMPLATE).render(
         document=document,
         environment=document["environment"],
@@ -118,5 +126,5 @@ def render(document: dict[str, Any]) -> str:
         slower=[row for row in rows if row["ratio"] is not None and row["ratio"] < 1],
         network_bars=_network_bars(document),
         layer_bars=_layer_bars(rows),
-        roofline=Markup(plots.to_svg(figure)) if figure else None,
+        roofline=_roofline(document),
     )

@@ -6,8 +6,6 @@ import csv
 import io
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from bench.cases import KINDS, LAYOUTS, PASSES, LayerShape
+from bench.files import write_json, write_text
 from bench.options import DTYPES, Parser
 from bench.runner import SIDES, Case
 from bench.tables import print_report
@@ -146,32 +145,6 @@ def _best_of_layouts(cases: Sequence[Case]) -> list[dict[str, Any]]:
 # ----------------------------------------------------------------------------------------------------------------- JSON
 
 
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Write a JSON file so that a reader finds the old file or the whole new one, never a part.
-
-    Raises:
-        OSError: if the folder cannot be made or written.
-        ValueError: if the document has a NaN or an infinity, which JSON cannot hold.
-    """
-    write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file as a whole: a reader finds the old one or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide the result from others
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-
-
 def load(path: Path) -> dict[str, Any]:
     """Read a result file, of this format or an older one.
 
@@ -227,13 +200,17 @@ def write_all(path: Path, document: dict[str, Any], pictures: Path | None = None
     Returns:
         The files.
     """
-    from bench import html, plots
+    from bench import html
 
     write_json(path, document)
     table, page = path.with_suffix(".csv"), path.with_suffix(".html")
     write_text(table, to_csv(document))
     write_text(page, html.render(document))
-    return [path, table, page, *(plots.write_pictures(document, pictures) if pictures else [])]
+    if pictures is None:
+        return [path, table, page]
+    from bench import plots
+
+    return [path, table, page, *plots.write_pictures(document, pictures)]
 
 
 def main(argv: Sequence[str], console: Console) -> int:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench.report import load, write_json
+from bench.files import write_json
+from bench.report import load
 from bench.static_report import budget, calibrate, report
 from bench.static_report.compile import ARCHITECTURES, ToolMissingError, compile_all, jobs, kernel_sources, nvcc_release
 from bench.static_report.execute import Program

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.report import write_json
+from bench.files import write_json
 from bench.static_report.kernels import VECTOR_KERNELS, KernelReport
 from bench.static_report.model import Prediction
 
