@@ -110,7 +110,9 @@ def measure(name: str, cases: Sequence[dict[str, Any]], settings: dict[str, Any]
         ended = subprocess.run(command, cwd=_ROOT, input=request, capture_output=True, text=True, timeout=patience)
         output, failure = ended.stdout, (ended.stderr.strip().splitlines() or [f"status {ended.returncode}"])[-1]
     except subprocess.TimeoutExpired as error:
-        output, failure = (error.stdout or b"").decode(), f"took longer than {patience:.0f} s"
+        partial = error.stdout or ""  # bytes, whatever `text` says, in some versions of Python
+        output = partial.decode() if isinstance(partial, bytes) else partial
+        failure = f"took longer than {patience:.0f} s"
     answers = {answer["id"]: answer for answer in map(json.loads, output.splitlines())}
     for case in cases:
         yield answers.get(case["id"], {"id": case["id"], "failure": failure})

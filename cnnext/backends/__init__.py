@@ -249,7 +249,7 @@ def _measured_verdict(name: str, times: Mapping[str, measured.Times], default: s
 
 
 def forget_measurements() -> None:
-    """Drops the times that `benchmark` has measured: those in memory, and the files of the devices used."""
+    """Drops the times that `benchmark` has measured: those in memory, and those in files, of all devices."""
     _selector.clear()
 
 

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import os
 import platform
-import re
 import statistics
 import threading
 import time
@@ -26,7 +25,7 @@ from cnnext import _extension, ops
 from cnnext.backends import mixed, operators
 from cnnext.backends.call import Backend, ConvCall
 from cnnext.backends.problem import Problem
-from cnnext.backends.store import Store, Times, directory
+from cnnext.backends.store import Store, Times, path_for, remove_all
 from cnnext.ops import Geometry
 
 __all__ = ["Selector", "Times", "choices", "directions", "fastest", "time_calls"]
@@ -86,7 +85,7 @@ def time_calls(calls: Mapping[str, Callable[[], object]], device_type: str) -> T
         try:
             sample(call, 0.0)  # builds primitives, compiles, tunes
             samples[name] = [sample(call, 0.0)]
-        except RuntimeError:  # it cannot run this after all, or memory is short
+        except Exception:  # it cannot run this after all, memory is short, or a compiler gives up
             continue
     fastest = min((values[0] for values in samples.values()), default=0.0)
     timed = [name for name, values in samples.items() if values[0] <= _HOPELESS * fastest]
@@ -138,9 +137,7 @@ def _identity(device: torch.device) -> dict[str, Any]:
 @functools.cache
 def _store(device: torch.device) -> Store:
     identity = _identity(device)
-    slug = re.sub(r"[^a-z0-9]+", "-", str(identity["device"]).lower()).strip("-")
-    parent = directory()
-    return Store(None if parent is None else parent / f"times-{device.type}-{slug}.json", identity)
+    return Store(path_for(f"{device.type} {identity['device']}"), identity)
 
 
 def _setting(device: torch.device) -> tuple[Any, ...]:
@@ -155,7 +152,6 @@ def _can_measure(*tensors: Tensor | None) -> bool:
     """Whether calls may be run on the side, now and with these tensors."""
     return not (
         torch.are_deterministic_algorithms_enabled()
-        or torch._C._len_torch_dispatch_stack() > 0  # fake tensors, tracing, counting
         or torch._C._functorch.peek_interpreter_stack() is not None  # vmap and the like
         or any(type(tensor) not in (Tensor, torch.nn.Parameter) for tensor in tensors if tensor is not None)
         or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
@@ -209,10 +205,9 @@ class Selector:
         self._fastest: dict[tuple[Any, ...], Backend] = {}
 
     def clear(self) -> None:
-        """Forgets what was measured, in the files of the devices used too."""
+        """Forgets what was measured, in the files too."""
         with self._lock:
-            for device in self._times:
-                _store(device).remove()
+            remove_all()
             self.forget()
 
     def forget(self) -> None:
@@ -226,7 +221,8 @@ class Selector:
         """The backend for `call`, measured now if it was not before and that is possible."""
         _, input, weight, bias, stride, padding, dilation, groups, activation = call
         device = input.device
-        if device.type not in self._candidates:
+        # Under a mode of fake tensors, tracing or counting, sizes may be symbols, and calls are no calls.
+        if device.type not in self._candidates or torch._C._len_torch_dispatch_stack() > 0:
             return self._default(call)
         key = (
             call.family,

@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,9 +23,10 @@ try:
 except ImportError:  # not on this system: of two writers at one time, the later wins
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["Store", "Times", "directory"]
+__all__ = ["Store", "Times", "directory", "path_for", "remove_all"]
 
 _FORMAT = 1
+_PREFIX = "times-"
 
 #: Seconds by backend.
 Times = dict[str, float]
@@ -40,6 +42,21 @@ def directory() -> Path | None:
         return (Path(parent) if parent else Path.home() / ".cache") / "cnnext"
     except RuntimeError:  # there is no home
         return None
+
+
+def path_for(device: str) -> Path | None:
+    """The file for the device of this name; None if none is kept."""
+    parent = directory()
+    name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    return None if parent is None else parent / f"{_PREFIX}{name}.json"
+
+
+def remove_all() -> None:
+    """Deletes the files of all devices."""
+    parent = directory()
+    for path in [] if parent is None else parent.glob(f"{_PREFIX}*.json"):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 class Store:
@@ -85,12 +102,6 @@ class Store:
             )
             self.path = None
 
-    def remove(self) -> None:
-        """Deletes the file, if there is one."""
-        if self.path is not None:
-            with contextlib.suppress(OSError):
-                self.path.unlink()
-
     def _replace(self, times: Mapping[str, Times]) -> None:
         assert self.path is not None
         document = {"format": _FORMAT, "identity": self._identity, "seconds": times}
@@ -98,6 +109,7 @@ class Store:
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 json.dump(document, file, indent=0)
+            os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide it from others who share the directory
             os.replace(temporary, self.path)
         except BaseException:
             os.unlink(temporary)
