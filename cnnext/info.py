@@ -39,8 +39,8 @@ def report() -> str:
         ),
         "triton kernels": _triton(),
         "cuda devices": devices,
-        "backends": ", ".join(backends.available()),
         "measured times": str(store.directory() or "not kept: CNNEXT_CACHE_DIR is empty, or there is no home"),
+        "backends": ", ".join(backends.available()),
     }
     width = max(map(len, facts))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
