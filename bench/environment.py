@@ -70,6 +70,26 @@ def keep_freed_memory() -> bool:
     return all([mallopt(m_mmap_max, 0), mallopt(m_trim_threshold, never), mallopt(m_arena_max, 1)])
 
 
+def cpu_mhz() -> float | None:
+    """Return the mean clock of the cores just now, or None where it cannot be told."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        clocks = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+    except (OSError, ValueError):
+        return None
+    return sum(clocks) / len(clocks) if clocks else None
+
+
+def graphics_cards() -> str | None:
+    """Return the driver, clocks, power limit and temperature of the cards as nvidia-smi says them, or None."""
+    query = "--query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu"
+    try:
+        command = ["nvidia-smi", query, "--format=csv"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
 def busy_share(seconds: float = 0.25) -> float | None:
     """Return the share of the machine's cores that is in use while this process sleeps, or None if it cannot be told.
 
@@ -106,6 +126,7 @@ def describe(device: torch.device, keeps_freed_memory: bool) -> dict[str, Any]:
         "device_name": device_name(device),
         "cpu": cpu_name(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_mhz": cpu_mhz(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "busy_elsewhere": busy_share(),
@@ -124,6 +145,7 @@ def describe(device: torch.device, keeps_freed_memory: bool) -> dict[str, Any]:
             "multiprocessors": properties.multi_processor_count,
             "memory_bytes": properties.total_memory,
             "l2_bytes": properties.L2_cache_size,
+            "graphics_cards": graphics_cards(),
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),
             "cudnn_benchmark": torch.backends.cudnn.benchmark,

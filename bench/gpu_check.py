@@ -276,15 +276,6 @@ def run_steps(names: Sequence[str], out: Path, minutes: float) -> Iterator[tuple
             yield name, run_command(command, out / f"{command.name}.log", share)
 
 
-def _graphics_cards() -> str | None:
-    query = "--query-gpu=name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu"
-    try:
-        command = ["nvidia-smi", query, "--format=csv"]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the check.
 
@@ -311,7 +302,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     document: dict[str, Any] = {
         "environment": environment.describe(device, keeps_freed_memory=False),
-        "graphics_cards": _graphics_cards(),
         "steps": [],
     }
     write_json(out / "summary.json", document)
