@@ -45,6 +45,8 @@ from bench.timer import Budget, clock_for
 _RESULTS = Path(__file__).resolve().parent / "results"
 #: What reads results instead of measuring.
 _READERS = ("compare", "report")
+#: The backends of which one is needed, by the type of the device; "triton" on a CPU is an interpreter.
+_KERNELS = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 #: Above this share of the cores in use by others, timings are worth a warning.
 _BUSY_LIMIT = 0.1
 #: A run that is cut off, even without a chance to say goodbye, loses no more than this many seconds of results.
@@ -262,8 +264,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     parser, given = options.parse(command, rest)
     available = cnnext.backends.available()
-    device = given.device or torch.device("cuda" if "cuda" in available else "cpu")
-    if device.type not in available:
+    has_gpu = torch.cuda.is_available() and set(_KERNELS["cuda"]) & set(available)
+    device = given.device or torch.device("cuda" if has_gpu else "cpu")
+    if not set(_KERNELS[device.type]) & set(available):
         # Every call would go to PyTorch, and the benchmark would compare it with itself.
         where = Path(cnnext.__file__).parent
         parser.error(f"cnnext's kernels for {device.type} are not loaded in {where}; python -m cnnext.info says why")
