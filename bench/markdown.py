@@ -42,4 +42,9 @@ def _networks(document: dict[str, Any]) -> Iterator[str]:
 
 
 def _slower(document: dict[str, Any]) -> str:
-    return f"{len(document['summary']['slower'])} of the {len(document['cases'])} cases are slower than PyTorch."
+    summary, count = document["summary"], len(document["cases"])
+    text = f"{len(summary['slower'])} of the {count} cases are slower than PyTorch."
+    left = len(summary["on_aten"])
+    return text + (
+        f" In {left} of all cases the layer was left to PyTorch, so both sides ran the same kernel." if left else ""
+    )

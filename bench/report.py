@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from bench.cases import KINDS, LAYOUTS, PASSES, LayerShape
 from bench.files import write_json, write_text
+from bench.networks import SOURCES
 from bench.options import DTYPES, Parser
 from bench.runner import SIDES, Case
 from bench.tables import print_report
@@ -65,6 +67,7 @@ def summarise(cases: Sequence[Case]) -> dict[str, Any]:
         ``layers``: a row for each kind, layout and pass, with count, geomean, min and max of the ratio.
         ``networks``: a row for each network and pass, the best layout of each side against the other's.
         ``slower``: ids of the cases in which PyTorch is faster, slowest first.
+        ``on_aten``: ids of the layers that cnnext left to PyTorch, so that both sides ran the same kernel.
         ``inaccurate`` and ``failed``: ids of the cases in which cnnext's result is wrong, or there is none.
     """
     layers = []
@@ -80,6 +83,7 @@ def summarise(cases: Sequence[Case]) -> dict[str, Any]:
         "layers": layers,
         "networks": _best_of_layouts(cases),
         "slower": [case["id"] for case in slower],
+        "on_aten": [case["id"] for case in cases if case.get("paths", {}).get("cnnext") == "aten"],
         "inaccurate": [case["id"] for case in cases if "cnnext" not in case["failures"] and not case["accurate"]],
         "failed": [case["id"] for case in cases if "cnnext" in case["failures"]],
     }
@@ -112,16 +116,14 @@ def complete(document: dict[str, Any]) -> None:
 def _repro(case: Case, settings: dict[str, Any]) -> str:
     """The command that measures this case alone."""
     if case["kind"] == "network":
-        command = "train" if case["pass"] == "training" else "models"
-        which = f"--network {case['network']}"
+        words = ["train" if case["pass"] == "training" else "models", "--network", case["network"]]
     else:
-        command = "ops"
-        which = " ".join(f"--network {name}" for name in list(case["counts"])[:1])
-    backend = settings.get("backend", "auto")
-    rest = f"--dtype {settings['dtype']} --batch {settings['batch']}" + (
-        f" --backend {backend}" if backend != "auto" else ""
-    )
-    return f"python -m bench {command} {which} {rest} --case '{case['id']}' --seconds 5"
+        from_files = [name for name in case["counts"] if name in SOURCES]
+        words = ["ops", "--network", from_files[0]] if from_files else ["--network", next(iter(case["counts"]))]
+    words += ["--dtype", settings["dtype"], "--batch", str(settings["batch"])]
+    if settings.get("backend", "auto") != "auto":
+        words += ["--backend", settings["backend"]]
+    return shlex.join(["python", "-m", "bench", *words, "--case", case["id"], "--seconds", "5"])
 
 
 def _best_of_layouts(cases: Sequence[Case]) -> list[dict[str, Any]]:

@@ -169,6 +169,8 @@ def _remarks(cases: Sequence[Case], summary: dict[str, Any]) -> Iterator[str]:
     clearly = sum(not spans_overlap(case) for case in slower)
     counts = f"{len(slower)} of {len(cases)} cases are slower than PyTorch"
     yield f"[bold]{counts}, {clearly} of them beyond the spread of the samples[/]" if slower else counts
+    if summary["on_aten"]:
+        yield f"{len(summary['on_aten'])} layers were left to PyTorch: there both sides ran the same kernel (path aten)"
     for case in slower:
         spans = [f"{digits(case[side]['ms_p20'])}-{digits(case[side]['ms_p80'])}" for side in SIDES]
         note = ", spans overlap" if spans_overlap(case) else ""

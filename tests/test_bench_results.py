@@ -269,6 +269,13 @@ def test_repro_lines_measure_their_case_alone(
         assert _listed(capsys, *arguments) == [case["id"]]
 
 
+def test_repro_line_of_a_layer_in_no_data_file(recorded: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    (case_id,) = [i for i in _listed(capsys, "--network", "lenet") if i.startswith("grouped") and "g6" in i][:1]
+    case = {"kind": "grouped", "id": case_id, "counts": {"lenet": 1}}
+    line = report._repro(case, recorded["settings"] | {"backend": "cpu"})
+    assert _listed(capsys, *shlex.split(line)[3:]) == [case_id]
+
+
 def test_models_and_train_measure_with_every_backend(tmp_path: Path) -> None:
     for number, (command, backend) in enumerate((("models", "aten"), ("train", "cpu"), ("models", "measured"))):
         out = tmp_path / f"{number}.json"
