@@ -14,12 +14,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+import cnnext
 from bench import networks
 from bench.cases import LAYOUTS, input_size, to_pytorch
 from bench.runner import as_references, network_call, random_labels, relative_error
@@ -70,14 +72,26 @@ def _openvino(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, pa
     return lambda: torch.from_numpy(request.infer({0: feed}, share_inputs=True, share_outputs=True)[0])
 
 
-#: By name. All but "compile" take float32 and run inference on a CPU, in a layout that they choose.
-BASELINES: dict[str, Prepare] = {"compile": _compile, "onnxruntime": _onnxruntime, "openvino": _openvino}
+def _fuse(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, pass_name: str, threads: int) -> Call:
+    return partial(cnnext.fuse(cnnext.convert(network)), images)
+
+
+#: By name. All but "compile" run inference alone; "onnxruntime" and "openvino" take float32 on a CPU, in a layout that
+#: they choose. "fuse" is cnnext's own, for the comparison with these: what is next to it is cnnext without fusing.
+BASELINES: dict[str, Prepare] = {
+    "fuse": _fuse,
+    "compile": _compile,
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+}
 
 
 def why_not(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why a baseline cannot run here, or None."""
     if name == "compile":
         return None
+    if name == "fuse":
+        return None if hasattr(cnnext, "fuse") else f"cnnext {cnnext.__version__} has no fuse"
     if device.type != "cpu" or dtype != torch.float32:
         return "is measured for float32 on a CPU only"
     needed = [name, "onnxscript"] if name == "onnxruntime" else [name]
@@ -89,7 +103,9 @@ def takes(name: str, case: dict[str, Any]) -> bool:
     """Whether a baseline is to run a case: a network; where it chooses the layout itself, once."""
     if case["kind"] != "network":
         return False
-    return name == "compile" or (case["layout"] == "nchw" and case["pass"] == "inference")
+    if name == "compile":
+        return True
+    return case["pass"] == "inference" and (name == "fuse" or case["layout"] == "nchw")
 
 
 def measure(name: str, cases: Sequence[dict[str, Any]], settings: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -12,11 +12,9 @@ from markupsafe import Markup
 
 from bench.cases import KINDS, PASSES
 from bench.runner import SIDES
-from bench.tables import LAYOUT_LABEL, PASS_LABEL, digits, spans_overlap
+from bench.tables import LAYOUT_LABEL, PASS_LABEL, SIDE_LABEL, digits, spans_overlap
 
 _TEMPLATE = "report.html.j2"
-_SIDE_LABEL = {"cnnext": "cnnext", "pytorch": "PyTorch", "compile": "torch.compile", "onnxruntime": "ONNX Runtime"}
-_SIDE_LABEL |= {"openvino": "OpenVINO"}
 #: The ratio at which a bar of the layers is full; on a logarithmic scale, to either side of 1.
 _FULL_RATIO = 8.0
 
@@ -60,7 +58,7 @@ def _network_bars(document: dict[str, Any]) -> list[dict[str, Any]]:
         rates = {side: row[side] for side in SIDES} | row.get("baselines", {})
         most = max(rates.values())
         bars = [
-            {"side": _SIDE_LABEL.get(s, s), "rate": digits(r), "width": 100 * r / most, "ours": s == "cnnext"}
+            {"side": SIDE_LABEL.get(s, s), "rate": digits(r), "width": 100 * r / most, "ours": s == "cnnext"}
             for s, r in rates.items()
         ]
         groups.append({"title": f"{row['network']}, {PASS_LABEL[row['pass']]}", "ratio": row["ratio"], "bars": bars})

@@ -121,7 +121,11 @@ def networks(document: dict[str, Any]) -> Figure | None:
             if rate is None:
                 continue
             y = -row + 0.4 - height * (index + 0.5)
-            label = {"pytorch": "PyTorch", "compile": "torch.compile"}.get(side, side) if row == 0 else None
+            label = (
+                {"pytorch": "PyTorch", "compile": "torch.compile", "fuse": "cnnext.fuse"}.get(side, side)
+                if row == 0
+                else None
+            )
             axes.barh(y, rate, height=0.9 * height, color=colour, label=label)
             axes.annotate(f"{rate:.4g}", (rate, y), (3, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks([-row for row in range(len(rows))], [f"{row['network']}\n{row['pass']}" for row in rows])

@@ -21,6 +21,13 @@ _TRAINING_NOTE = (
     "a ReLU whose input is within rounding of 0 passes or blocks, on either side."
 )
 LAYOUT_LABEL = {"nchw": "NCHW", "channels_last": "NHWC"}
+SIDE_LABEL = {
+    "pytorch": "PyTorch",
+    "fuse": "cnnext.fuse",
+    "compile": "torch.compile",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+}
 PASS_LABEL = {
     "forward": "forward",
     "backward_input": "input gradient",
@@ -143,7 +150,9 @@ def print_report(console: Console, document: dict[str, Any]) -> None:
         for row in summary["networks"]:
             throughputs = f"{digits(row['cnnext'])} against {digits(row['pytorch'])} images/s"
             best = f"Best layout of each side, {row['network']} {row['pass']}: {throughputs}, {_ratio(row['ratio'])}"
-            others = "".join(f"; {name} {digits(rate)}" for name, rate in row["baselines"].items())
+            others = "".join(
+                f"; {SIDE_LABEL.get(name, name)} {digits(rate)}" for name, rate in row["baselines"].items()
+            )
             console.print(best + others, highlight=False)
         for case in cases:
             for name, timing in case.get("baselines", {}).items():
