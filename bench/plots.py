@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bench.cases import KINDS, LAYOUTS, PASSES
-from bench.tables import LAYOUT_LABEL, PASS_LABEL
+from bench.tables import LAYOUT_LABEL, PASS_LABEL, SIDE_LABEL
 
 #: Colours that colour-blind readers can tell apart (Okabe and Ito).
 COLOURS = {"depthwise": "#0072b2", "pointwise": "#d55e00", "grouped": "#009e73", "dense": "#8a5aa8"}
@@ -112,7 +112,7 @@ def networks(document: dict[str, Any]) -> Figure | None:
         return None
     sides = ["cnnext", "pytorch", *dict.fromkeys(name for row in rows for name in row.get("baselines", {}))]
     rates = {side: [row.get(side, row.get("baselines", {}).get(side)) for row in rows] for side in sides}
-    figure = Figure(figsize=(8, 0.9 + len(rows) * (0.25 + 0.2 * len(sides))), layout="constrained")
+    figure = Figure(figsize=(8, 1.2 + len(rows) * (0.25 + 0.2 * len(sides))), layout="constrained")
     axes = figure.add_subplot()
     height = 0.8 / len(sides)
     for index, side in enumerate(sides):
@@ -121,11 +121,7 @@ def networks(document: dict[str, Any]) -> Figure | None:
             if rate is None:
                 continue
             y = -row + 0.4 - height * (index + 0.5)
-            label = (
-                {"pytorch": "PyTorch", "compile": "torch.compile", "fuse": "cnnext.fuse"}.get(side, side)
-                if row == 0
-                else None
-            )
+            label = SIDE_LABEL.get(side, side) if row == 0 else None
             axes.barh(y, rate, height=0.9 * height, color=colour, label=label)
             axes.annotate(f"{rate:.4g}", (rate, y), (3, 0), textcoords="offset points", va="center", fontsize=8)
     axes.set_yticks([-row for row in range(len(rows))], [f"{row['network']}\n{row['pass']}" for row in rows])
@@ -133,7 +129,7 @@ def networks(document: dict[str, Any]) -> Figure | None:
     axes.margins(x=0.1)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(f"Networks\n{_subtitle(document)}", fontsize=10)
-    axes.legend(fontsize=8, loc="lower right", frameon=False)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=len(sides), frameon=False)
     return figure
 
 

@@ -150,9 +150,8 @@ def print_report(console: Console, document: dict[str, Any]) -> None:
         for row in summary["networks"]:
             throughputs = f"{digits(row['cnnext'])} against {digits(row['pytorch'])} images/s"
             best = f"Best layout of each side, {row['network']} {row['pass']}: {throughputs}, {_ratio(row['ratio'])}"
-            others = "".join(
-                f"; {SIDE_LABEL.get(name, name)} {digits(rate)}" for name, rate in row["baselines"].items()
-            )
+            rates = ((SIDE_LABEL.get(name, name), digits(rate)) for name, rate in row["baselines"].items())
+            others = "".join(f"; {name} {rate}" for name, rate in rates)
             console.print(best + others, highlight=False)
         for case in cases:
             for name, timing in case.get("baselines", {}).items():
