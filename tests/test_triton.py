@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +24,7 @@ if backend.INTERPRETED and backend.unavailable() is None:
 
     repair()
 
+ROOT = Path(__file__).resolve().parents[1]
 ALL = [pytest.param(op, case, id=f"{op}-{case}") for op, cases in CASES.items() for case in cases]
 NAMED = {case.name: (op, case) for op, cases in CASES.items() for case in cases}
 FEW = [NAMED[name] for name in ("dw_s2", "dense_s2", "stem", "groups_of_2_to_3", "pw")]
@@ -174,6 +178,20 @@ def test_double_backward_and_vmap_run_on_the_same_kernels() -> None:
     torch.testing.assert_close(batched[1], 2 * batched[0])
 
 
+def test_torch_compile_traces_a_call_whole() -> None:
+    operands = [t.to(DEVICE).requires_grad_() for t in random_operands(NAMED["dw_3x3"][1], torch.float32)]
+
+    def call(*args: torch.Tensor) -> torch.Tensor:
+        return apply_op("depthwise", NAMED["dw_3x3"][1], *args, activation="relu", backend="triton")
+
+    torch._dynamo.reset()
+    results = []
+    for function in (call, torch.compile(call, fullgraph=True, backend="aot_eager", dynamic=False)):
+        output = function(*operands)
+        results.append([output, *torch.autograd.grad(output.sum(), operands)])
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
 def test_autocast_is_that_of_conv2d() -> None:
     x, w = torch.randn(1, 4, 5, 5, device=DEVICE), torch.randn(4, 1, 3, 3, device=DEVICE)
     with torch.autocast(DEVICE, torch.bfloat16):
@@ -226,3 +244,11 @@ def test_tensors_beyond_32_bits() -> None:
     case = triton_cases.case("wide", (2, 4, 5, 5), 4, 3, padding=1, groups=4)
     expected = plain_conv2d(case, x.contiguous().float(), w.float())
     torch.testing.assert_close(apply_op("depthwise", case, x, w, backend="triton").float(), expected, rtol=0, atol=0)
+
+
+@pytest.mark.skipif(not backend.INTERPRETED, reason="guarded memory is the CPU's")
+def test_nothing_outside_the_operands_is_read() -> None:
+    """In a process of its own, which dies if something is."""
+    command = [sys.executable, "-m", "tests.triton_cases"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, f"{result.stdout[-200:]}\n{result.stderr[-2000:]}"

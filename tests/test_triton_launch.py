@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -146,13 +147,15 @@ class _OnCuda(torch.Tensor):
 
 def test_refusals_are_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
     on_cuda = _call(input=torch.ones(1, 4, 6, 6).as_subclass(_OnCuda))
-    backend._refuses_device.cache_clear()
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
-    assert backend.refuses(on_cuda) == "compute capability 7.5 of cuda:0 is below 8.0"
-    backend._refuses_device.cache_clear()
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
-    assert backend.refuses(on_cuda) is None
-    backend._refuses_device.cache_clear()
+    for (major, minor), reason in (
+        ((7, 5), "compute capability 7.5 of cuda:0 is below 8.0"),
+        ((8, 0), None),
+        ((10, 3), None),
+    ):
+        monkeypatch.setattr(backend, "_device_reasons", {})
+        properties = SimpleNamespace(major=major, minor=minor)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index, properties=properties: properties)
+        assert backend.refuses(on_cuda) == reason
     assert "float64" in str(backend.refuses(_call(input=torch.ones(1, 4, 6, 6).double())))
     assert "meta" in str(backend.refuses(_call(input=_meta(1, 4, 6, 6))))
     monkeypatch.setattr(backend, "INTERPRETED", False)

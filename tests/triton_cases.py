@@ -6,6 +6,8 @@ for an edge: of a tile, of a path that the launch chooses, of the geometry.
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -42,7 +44,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         case("dense_s2", (1, 35, 5, 4), 33, 3, stride=2, padding=1),
         case("dense_s3_dilated", (1, 16, 7, 8), 4, 3, stride=3, padding=2, dilation=2),
         case("stem", (2, 3, 7, 6), 20, 3, stride=2, padding=1),
-        case("stem_s2x3_dilated", (1, 3, 8, 9), 18, (3, 2), stride=(2, 3), padding=(2, 1), dilation=2),
+        case("stem_s2x3_dilated", (1, 3, 8, 9), 18, (3, 3), stride=(2, 3), padding=(2, 3), dilation=(1, 2)),
         case("pixels_beyond_a_tile_and_a_part", (3, 4, 14, 14), 5, 2, padding=1),
         case("wide_groups", (1, 34, 4, 4), 40, 2, padding=1, groups=2),
         case("few_to_many", (1, 6, 4, 4), 34, 2, groups=2),
@@ -108,3 +110,61 @@ def check_all_formats(op: str, case: Case) -> None:
         assert grad_bias.shape == (0,)
         checking.assert_same_bits(grad_input, exact.grad_input, "input gradient")
         checking.assert_same_bits(grad_weight, exact.grad_weight, "weight gradient")
+
+
+# ------------------------------------------------------------------------------------------------------- guarded memory
+
+# One problem for each path that a launch may take; the mutants are tried on all.
+_GUARDED = ("dw_s2", "dw_channels_by_vectors", "dense_s2", "stem", "few_to_many", "groups_of_2_to_3", "many_groups", "pw")
+
+
+def guarded(tensor: torch.Tensor, at_end: bool) -> torch.Tensor:
+    """A copy with the same strides, the last (or first) byte of which lies beside a page that may not be touched."""
+    page = mmap.PAGESIZE
+    elements = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    taken = elements * tensor.element_size()
+    room = -(-taken // page) * page
+    memory = mmap.mmap(-1, room + 2 * page)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    for guard in (start, start + page + room):
+        if ctypes.CDLL(None).mprotect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 0) != 0:
+            raise OSError("mprotect failed")
+    offset = page + (room - taken if at_end else 0)
+    flat = torch.frombuffer(memory, dtype=tensor.dtype, count=elements, offset=offset)
+    return flat.as_strided(tensor.shape, tensor.stride()).copy_(tensor)
+
+
+def check_guarded(op: str, case: Case, layout: str) -> None:
+    """Nothing outside the operands is read. If something is, the process dies; a GPU might not say so."""
+    from cnnext.triton_kernels.operators import FAMILIES
+
+    family = FAMILIES[op]
+    geometry = (case.stride, case.padding, case.dilation, *((case.groups,) if family.has_groups else ()))
+    x, w, bias = integer_operands(case, torch.float32)
+    x, grad = LAYOUTS[layout](x), LAYOUTS[layout](random_grad(case, torch.float32, integers=True))
+    exact, channels_last = checking.exact_results(case), layout == "nhwc"
+    for at_end in (True, False):
+        x_guarded, w_guarded, bias_guarded, grad_guarded = (guarded(t, at_end) for t in (x, w, bias, grad))
+        output = family.forward(x_guarded, w_guarded, bias_guarded, *geometry, 0)
+        grad_input = family.backward_input(grad_guarded, w_guarded, x.shape, *geometry, channels_last)
+        grad_weight, _ = family.backward_weight(grad_guarded, x_guarded, w.shape, *geometry, True, channels_last)
+        checking.assert_same_bits(output, exact.output, "forward")
+        checking.assert_same_bits(grad_input, exact.grad_input, "input gradient")
+        checking.assert_same_bits(grad_weight, exact.grad_weight, "weight gradient")
+
+
+def main() -> None:
+    """`python -m tests.triton_cases`: problems of every kernel on guarded memory, in the interpreter."""
+    from tests.triton_interpreter import repair
+
+    repair()
+    for op, cases in CASES.items():
+        for case in cases:
+            if case.name in _GUARDED:
+                for layout in ("nchw", "nhwc"):
+                    print(op, case, layout, flush=True)
+                    check_guarded(op, case, layout)
+
+
+if __name__ == "__main__":
+    main()

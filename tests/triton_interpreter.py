@@ -5,6 +5,7 @@ changes in `triton.runtime.interpreter`:
 
 - float32 to bfloat16 is rounded to nearest even, as the hardware does; the interpreter truncates, and loses carries;
 - tl.dot of bfloat16 multiplies the numbers; the interpreter multiplies their bit patterns as integers;
+- a scalar truth spread over a tile stays one (in Triton 3.9 it becomes a number, which is no mask);
 - triton.language is patched once for each module that it is used in and stays so; the interpreter does it at every call
   of a device function (5 ms each, and the patches pile up);
 - integer arithmetic is not checked for overflow by computing it twice.
@@ -47,6 +48,7 @@ def repair() -> None:
     builder = interpreter.InterpreterBuilder
     cast_as_it_was = builder.cast_impl
     dot_as_it_was = builder.create_dot
+    splat_as_it_was = builder.create_splat
 
     def cast(self: Any, source: Any, target: Any) -> Any:
         pair = (source.dtype.scalar, target.scalar)
@@ -62,6 +64,11 @@ def repair() -> None:
         )
         return dot_as_it_was(self, a, b, sums, *rest)
 
+    def splat(self: Any, target: Any, scalar: Any) -> Any:
+        if scalar.data.dtype == np.bool_:
+            return interpreter.TensorHandle(np.full(target.shape, scalar.data, dtype=np.bool_), tl.int1)
+        return splat_as_it_was(self, target, scalar)
+
     def patch_once(function: Any) -> Any:
         module = function.__module__
         if module not in patched:
@@ -73,5 +80,6 @@ def repair() -> None:
     patch_as_it_was = interpreter._patch_lang
     builder.cast_impl = cast
     builder.create_dot = dot
+    builder.create_splat = splat
     interpreter._patch_lang = patch_once
     object.__setattr__(interpreter.interpreter_builder.options, "sanitize_overflow", False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.util
 import os
@@ -29,36 +28,37 @@ _LEAST_CAPABILITY = (8, 0)
 _MOST_FUSED_OUTPUTS = 256
 
 
-def _why_not_importable() -> str | None:
+def _why_unavailable() -> str | None:
     try:
         if importlib.util.find_spec("triton") is None:
             return "Triton is not installed"
-    except (ImportError, ValueError) as error:
-        return f"Triton cannot be imported: {error}"
-    return None
-
-
-@functools.cache
-def unavailable() -> str | None:
-    reason = _why_not_importable()
-    if reason is not None:
-        return reason
-    if not INTERPRETED and not torch.cuda.is_available():
-        return "no CUDA device is available"
-    # Only now is the import worth its time.
-    try:
+        if not INTERPRETED and not torch.cuda.is_available():
+            return "no CUDA device is available"
+        # Only now is the import worth its time.
         importlib.import_module("triton")
     except Exception as error:  # a broken installation may raise anything
         return f"Triton cannot be imported: {error}"
     return None
 
 
-@functools.cache
+# Found out once, at import. NOTE: torch.compile traces what is called below, which an import would end.
+_REASON = _why_unavailable()
+
+# By the index of a device, why it cannot run the kernels. Asking for the first time starts CUDA, so not at import.
+_device_reasons: dict[int, str | None] = {}
+
+
+def unavailable() -> str | None:
+    return _REASON
+
+
 def _refuses_device(index: int) -> str | None:
-    capability = torch.cuda.get_device_capability(index)
-    if capability >= _LEAST_CAPABILITY:
-        return None
-    return f"compute capability {capability[0]}.{capability[1]} of cuda:{index} is below 8.0"
+    if index not in _device_reasons:
+        properties = torch.cuda.get_device_properties(index)
+        capability = (properties.major, properties.minor)
+        reason = f"compute capability {capability[0]}.{capability[1]} of cuda:{index} is below 8.0"
+        _device_reasons[index] = None if capability >= _LEAST_CAPABILITY else reason
+    return _device_reasons[index]
 
 
 def refuses(call: ConvCall) -> str | None:

@@ -101,7 +101,7 @@ def tap_shift(tap, phase, padding, STRIDE: tl.constexpr, DILATION: tl.constexpr,
         # Exact where it is used, so it does not matter which way a negative quotient is rounded.
         return distance // STRIDE, distance % STRIDE == 0
     else:
-        return tap * DILATION - padding, tap >= 0
+        return tap * DILATION - padding, phase >= 0  # always
 
 
 @triton.jit
