@@ -130,6 +130,16 @@ def test_the_same_bits_in_every_run() -> None:
             assert torch.equal(getattr(first, field), getattr(second, field))
 
 
+def test_more_parts_than_are_added_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weight gradient of few pixels has one part; here every few pixels are one, so that the sum takes turns."""
+    from cnnext.triton_kernels import parts
+
+    monkeypatch.setattr(parts, "_LEAST_PIXELS", 2)
+    for name in ("dw_s3x2_dilated", "dense", "groups_of_2_to_3", "pw"):
+        op, case = NAMED[name]
+        checking.check_integer_values(op, case, torch.float32, "nhwc", backend="triton")
+
+
 def test_an_empty_batch() -> None:
     from cnnext.triton_kernels.operators import FAMILIES
 

@@ -197,19 +197,23 @@ def depthwise_backward_weight_kernel(
 # ------------------------------------------------------------------------------------------------------------- settings
 
 
-def correlate_settings(channels: int, pixels: int, channels_last: bool) -> tuple[Settings, ...]:
+def correlate_settings(channels: int, pixels: int, phases: int, channels_last: bool) -> tuple[Settings, ...]:
     """Tiles of the forward pass and the input gradient.
 
     In channels_last a warp should read whole 128-byte lines of channels, and the factors, which are loaded one by one,
-    should serve several pixels; if no vector divides the channels, addresses need the registers. In NCHW a warp should
-    read long runs of pixels.
+    should serve several pixels. In NCHW a warp should read long runs of pixels. Addresses need the registers where no
+    vector divides the channels, and more so where the pixels have phases.
     """
     if channels_last:
         block_channels = min(next_power_of_2(channels), 64)
-        tiles = (2048, 1024, 4096) if channels % 16 == 0 else (1024, 512)
+        vectors = channels % 16 == 0
+        tiles = (2048, 1024, 4096) if vectors else (1024, 512)
     else:
         block_channels = min(next_power_of_2(channels), 4)
+        vectors = False
         tiles = (1024, 512, 2048)
+    if phases > 1 and not vectors:
+        tiles = tuple(sorted(tiles))
     blocks = ((min(tile // block_channels, next_power_of_2(pixels)), block_channels) for tile in tiles)
     return unique(settings(4, BLOCK_PIXELS=pixels, BLOCK_CHANNELS=channels) for pixels, channels in blocks)
 
@@ -294,7 +298,8 @@ def _correlate(
         "UNROLL": unrolled_columns(problem),
         "WIDE": is_wide(source, output),
     }
-    launching.run(depthwise_correlate_kernel, correlate_settings(channels, pixels, channels_last), programs, arguments)
+    candidates = correlate_settings(channels, pixels, phases_h * phases_w, channels_last)
+    launching.run(depthwise_correlate_kernel, candidates, programs, arguments)
 
 
 def backward_weight(

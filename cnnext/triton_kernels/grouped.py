@@ -248,7 +248,7 @@ def product_settings(pixels: int, outputs: int, depth: int, dtype: torch.dtype, 
     whose sums fit the registers along with both factors.
     """
     if dtype == torch.float32 and precision == "ieee":
-        shapes = [(64, 32, 16, 4, 2), (32, 32, 16, 4, 2), (32, 64, 16, 4, 2)]
+        shapes = [(64, 32, 16, 4, 3), (32, 32, 16, 4, 3), (32, 64, 16, 4, 3)]
     elif pixels * outputs >= 2**21:
         shapes = [(128, 64, 32, 4, 3), (128, 128, 32, 8, 3), (64, 64, 32, 4, 3)]
     else:

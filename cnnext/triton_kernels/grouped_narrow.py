@@ -99,12 +99,16 @@ def grouped_narrow_kernel(
     tl.store(output + place, activate(sums, ACTIVATION).to(output.dtype.element_ty), mask=mask)
 
 
-def narrow_settings(groups: int, group_outputs: int, channels_last: bool) -> tuple[Settings, ...]:
-    """Tiles of pixels x groups x outputs; in channels_last 64 channels side by side, in NCHW long runs of pixels."""
+def narrow_settings(groups: int, group_outputs: int, phases: int, channels_last: bool) -> tuple[Settings, ...]:
+    """Tiles of pixels x groups x outputs; in channels_last 64 channels side by side, in NCHW long runs of pixels.
+
+    In NCHW the addresses of pixels that have phases need registers that a large tile has not.
+    """
     block_outputs = next_power_of_2(group_outputs)
     most_groups = max(1, (64 if channels_last else 16) // block_outputs)
     block_groups = min(next_power_of_2(groups), most_groups)
-    blocks = (tile // (block_groups * block_outputs) for tile in (2048, 1024, 4096))
+    tiles = (1024, 2048, 4096) if phases > 1 and not channels_last else (2048, 1024, 4096)
+    blocks = (tile // (block_groups * block_outputs) for tile in tiles)
     return tuple(
         settings(4, BLOCK_PIXELS=pixels, BLOCK_GROUPS=block_groups, BLOCK_OUTPUTS=block_outputs) for pixels in blocks
     )
@@ -119,6 +123,6 @@ def launch(
         tiles = triton.cdiv(pixels, chosen.blocks["BLOCK_PIXELS"]) * phases
         return tiles * triton.cdiv(problem.groups, chosen.blocks["BLOCK_GROUPS"])
 
-    candidates = narrow_settings(problem.groups, group_outputs, arguments["CHANNELS_LAST"])
+    candidates = narrow_settings(problem.groups, group_outputs, phases, arguments["CHANNELS_LAST"])
     arguments |= {"GROUP_INPUTS": group_inputs, "GROUP_OUTPUTS": group_outputs, "UNROLL": unrolled_columns(problem)}
     launching.run(grouped_narrow_kernel, candidates, programs, arguments)

@@ -1,7 +1,8 @@
 """Launches a kernel: which of its settings, through whom, on which device.
 
 The first of the candidate settings is used as it is, unless `cnnext.backends.benchmark` is set: then the first call of
-a problem times all of them, and the fastest is kept for the life of the process. Nothing happens at import.
+a problem times all of them, and the fastest is kept for the life of the process; not so under
+torch.use_deterministic_algorithms. Nothing happens at import.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Settings", "can_trace", "run", "settings", "tracing", "unique"]
+__all__ = ["Settings", "can_trace", "compile_options", "run", "settings", "tracing", "unique"]
 
 # What fits the first dimension of a grid.
 _MOST_PROGRAMS = 2**31 - 1
@@ -47,6 +48,15 @@ def unique(candidates: Iterable[Settings]) -> tuple[Settings, ...]:
         if one not in kept:
             kept.append(one)
     return tuple(kept)
+
+
+def compile_options(chosen: Settings) -> dict[str, Any]:
+    """Options of Triton's compiler.
+
+    A product and the sum that takes it are one instruction: FMA is what the kernels count on, and from Triton 3.10 on
+    no longer the default.
+    """
+    return {"num_warps": chosen.warps, "num_stages": chosen.stages, "enable_fp_fusion": True}
 
 
 _local = threading.local()
@@ -90,21 +100,37 @@ def run(
         RuntimeError: more programs are needed than a grid can have.
     """
     if getattr(_local, "traced", False):
-        _launch(torch.library.wrap_triton(kernel), candidates[0], programs, arguments)
+        # NOTE: these are the options that Inductor passes on. Whether there is FMA is then Triton's default.
+        options = {"num_warps": candidates[0].warps, "num_stages": candidates[0].stages}
+        _launch(torch.library.wrap_triton(kernel), candidates[0], options, programs, arguments)
         return
     device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):
-            _launch(kernel, _choose(kernel, candidates, programs, arguments), programs, arguments)
+            _run(kernel, candidates, programs, arguments)
         return
-    _launch(kernel, _choose(kernel, candidates, programs, arguments), programs, arguments)
+    _run(kernel, candidates, programs, arguments)
 
 
-def _launch(kernel: Any, chosen: Settings, programs: Callable[[Settings], int], arguments: dict[str, Any]) -> None:
+def _run(
+    kernel: Any, candidates: Sequence[Settings], programs: Callable[[Settings], int], arguments: dict[str, Any]
+) -> None:
+    """`run` on the current device."""
+    chosen = _choose(kernel, candidates, programs, arguments)
+    _launch(kernel, chosen, compile_options(chosen), programs, arguments)
+
+
+def _launch(
+    kernel: Any,
+    chosen: Settings,
+    options: dict[str, Any],
+    programs: Callable[[Settings], int],
+    arguments: dict[str, Any],
+) -> None:
     count = programs(chosen)
     if count > _MOST_PROGRAMS:
         raise RuntimeError(f"{count} programs are needed, but a grid has {_MOST_PROGRAMS} at most")
-    kernel[(count,)](**arguments, **chosen.blocks, num_warps=chosen.warps, num_stages=chosen.stages)
+    kernel[(count,)](**arguments, **chosen.blocks, **options)
 
 
 def _choose(
@@ -112,7 +138,8 @@ def _choose(
 ) -> Settings:
     from cnnext import backends
 
-    if not backends.benchmark or len(candidates) == 1:
+    # Settings add up in different orders, and another may be the fastest in another process.
+    if not backends.benchmark or len(candidates) == 1 or torch.are_deterministic_algorithms_enabled():
         return candidates[0]
     key = (
         kernel,
@@ -121,7 +148,7 @@ def _choose(
     if key not in _fastest:
         if _is_capturing():
             return candidates[0]
-        times = [_time(functools.partial(_launch, kernel, chosen, programs, arguments)) for chosen in candidates]
+        times = [_time(functools.partial(_run, kernel, (chosen,), programs, arguments)) for chosen in candidates]
         _fastest[key] = candidates[times.index(min(times))]
     return _fastest[key]
 

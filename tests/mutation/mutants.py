@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -112,7 +112,13 @@ def mutants_of(root: Path, file: str) -> Iterator[Mutant]:
                         yield Mutant(file, number, kind, line, changed, following)
 
 
-def choose(root: Path, files: Sequence[str], count: int, seed: int) -> list[Mutant]:
+def choose(
+    root: Path,
+    files: Sequence[str],
+    count: int,
+    seed: int,
+    of_file: Callable[[Path, str], Iterable[Mutant]] = mutants_of,
+) -> list[Mutant]:
     """Up to `count` mutants, of every file and kind alike, in a random order that `seed` fixes.
 
     There are fewer barriers and bounds than sums in a kernel; taking turns keeps the rare kinds in. What is chosen of
@@ -120,7 +126,7 @@ def choose(root: Path, files: Sequence[str], count: int, seed: int) -> list[Muta
     """
     pools: dict[tuple[str, str], list[Mutant]] = {}
     for file in files:
-        for mutant in mutants_of(root, file):
+        for mutant in of_file(root, file):
             pools.setdefault((file, mutant.kind), []).append(mutant)
     for (file, kind), pool in pools.items():
         random.Random(f"{seed} {file} {kind}").shuffle(pool)
