@@ -40,10 +40,11 @@ from cnnext.triton_kernels.device import (
     split_pixel,
     tap_shift,
 )
-from cnnext.triton_kernels.launching import Settings, settings, unique
+from cnnext.triton_kernels.launching import Settings, remembered, settings, unique
 from cnnext.triton_kernels.parts import Partials
 from cnnext.triton_kernels.problem import (
     Problem,
+    ceil_div,
     check_bias,
     dense,
     empty,
@@ -197,27 +198,25 @@ def depthwise_backward_weight_kernel(
 # ------------------------------------------------------------------------------------------------------------- settings
 
 
-def correlate_settings(channels: int, pixels: int, phases: int, channels_last: bool) -> tuple[Settings, ...]:
+@remembered
+def correlate_settings(channels: int, pixels: int, backward: bool, channels_last: bool) -> tuple[Settings, ...]:
     """Tiles of the forward pass and the input gradient.
 
     In channels_last a warp should read whole 128-byte lines of channels, and the factors, which are loaded one by one,
-    should serve several pixels. In NCHW a warp should read long runs of pixels. Addresses need the registers where no
-    vector divides the channels, and more so where the pixels have phases.
+    should serve several pixels. In NCHW a warp should read long runs of pixels. Addresses need the registers of a large
+    tile where no vector divides the channels, and in NCHW backward, where the pixels may have phases.
     """
     if channels_last:
         block_channels = min(next_power_of_2(channels), 64)
-        vectors = channels % 16 == 0
-        tiles = (2048, 1024, 4096) if vectors else (1024, 512)
+        tiles = (2048, 1024, 4096) if channels % 16 == 0 else (512, 1024)
     else:
         block_channels = min(next_power_of_2(channels), 4)
-        vectors = False
-        tiles = (1024, 512, 2048)
-    if phases > 1 and not vectors:
-        tiles = tuple(sorted(tiles))
+        tiles = (512, 1024, 2048) if backward else (1024, 512, 2048)
     blocks = ((min(tile // block_channels, next_power_of_2(pixels)), block_channels) for tile in tiles)
     return unique(settings(4, BLOCK_PIXELS=pixels, BLOCK_CHANNELS=channels) for pixels, channels in blocks)
 
 
+@remembered
 def backward_weight_settings(channels: int, taps: int, channels_last: bool) -> tuple[Settings, ...]:
     """Tiles of the weight gradient: pixels x taps x channels accumulators, at most 64 registers a thread."""
     block_taps = min(next_power_of_2(taps), 32)
@@ -265,11 +264,11 @@ def _correlate(
         return
     images, channels, rows, columns = output.shape
     phases_h, phases_w = problem.stride if backward else (1, 1)
-    pixels = images * triton.cdiv(rows, phases_h) * triton.cdiv(columns, phases_w)
+    pixels = images * ceil_div(rows, phases_h) * ceil_div(columns, phases_w)
 
     def programs(chosen: Settings) -> int:
-        tiles = triton.cdiv(pixels, chosen.blocks["BLOCK_PIXELS"]) * phases_h * phases_w
-        return tiles * triton.cdiv(channels, chosen.blocks["BLOCK_CHANNELS"])
+        tiles = ceil_div(pixels, chosen.blocks["BLOCK_PIXELS"]) * phases_h * phases_w
+        return tiles * ceil_div(channels, chosen.blocks["BLOCK_CHANNELS"])
 
     arguments: dict[str, Any] = {
         "source": source,
@@ -298,7 +297,7 @@ def _correlate(
         "UNROLL": unrolled_columns(problem),
         "WIDE": is_wide(source, output),
     }
-    candidates = correlate_settings(channels, pixels, phases_h * phases_w, channels_last)
+    candidates = correlate_settings(channels, pixels, backward, channels_last)
     launching.run(depthwise_correlate_kernel, candidates, programs, arguments)
 
 
@@ -320,8 +319,8 @@ def backward_weight(
     source, gradients = dense(input, channels_inner), dense(grad_output, channels_inner)
 
     def programs(chosen: Settings) -> int:
-        tap_tiles = triton.cdiv(problem.taps, chosen.blocks["BLOCK_TAPS"])
-        return partials.parts * tap_tiles * triton.cdiv(problem.K, chosen.blocks["BLOCK_CHANNELS"])
+        tap_tiles = ceil_div(problem.taps, chosen.blocks["BLOCK_TAPS"])
+        return partials.parts * tap_tiles * ceil_div(problem.K, chosen.blocks["BLOCK_CHANNELS"])
 
     arguments: dict[str, Any] = {
         "grad_output": gradients,

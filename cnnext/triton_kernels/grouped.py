@@ -44,10 +44,11 @@ from cnnext.triton_kernels.device import (
     tap_shift,
     taps_read,
 )
-from cnnext.triton_kernels.launching import Settings, settings, unique
+from cnnext.triton_kernels.launching import Settings, remembered, settings, unique
 from cnnext.triton_kernels.parts import Partials
 from cnnext.triton_kernels.problem import (
     Problem,
+    ceil_div,
     check_bias,
     dense,
     empty,
@@ -241,6 +242,7 @@ def _side(extent: int, most: int) -> int:
     return max(_LEAST_BLOCK, min(most, next_power_of_2(extent)))
 
 
+@remembered
 def product_settings(pixels: int, outputs: int, depth: int, dtype: torch.dtype, precision: str) -> tuple[Settings, ...]:
     """Tiles of a product of (pixels x depth) and (depth x outputs), which a kernel of this package loops over.
 
@@ -265,6 +267,7 @@ def product_settings(pixels: int, outputs: int, depth: int, dtype: torch.dtype, 
     )
 
 
+@remembered
 def backward_weight_settings(outputs: int, columns: int, dtype: torch.dtype, precision: str) -> tuple[Settings, ...]:
     """Tiles of the weight gradient: outputs x (taps x inputs), along blocks of pixels."""
     if dtype == torch.float32 and precision == "ieee":
@@ -336,7 +339,7 @@ def correlate(
         stride // math.gcd(stride, dilation) if backward else 1
         for stride, dilation in zip(problem.stride, problem.dilation, strict=True)
     )
-    pixels = images * triton.cdiv(rows, phases_h) * triton.cdiv(columns, phases_w)
+    pixels = images * ceil_div(rows, phases_h) * ceil_div(columns, phases_w)
     arguments: dict[str, Any] = {
         "source": source,
         "weight": weight,
@@ -371,8 +374,8 @@ def correlate(
     precision = input_precision(source.dtype)
 
     def programs(chosen: Settings) -> int:
-        tiles = triton.cdiv(pixels, chosen.blocks["BLOCK_PIXELS"]) * phases * problem.groups
-        return tiles * triton.cdiv(group_outputs, chosen.blocks["BLOCK_OUTPUTS"])
+        tiles = ceil_div(pixels, chosen.blocks["BLOCK_PIXELS"]) * phases * problem.groups
+        return tiles * ceil_div(group_outputs, chosen.blocks["BLOCK_OUTPUTS"])
 
     flat = group_inputs < _LEAST_BLOCK
     depth = group_inputs * problem.taps if flat else group_inputs
@@ -409,8 +412,8 @@ def backward_weight(
     precision = input_precision(source.dtype)
 
     def programs(chosen: Settings) -> int:
-        tiles = triton.cdiv(tile_outputs, chosen.blocks["BLOCK_OUTPUTS"]) * partials.parts
-        return tiles * triton.cdiv(tile_columns, chosen.blocks["BLOCK_COLUMNS"]) * (problem.groups // side_by_side)
+        tiles = ceil_div(tile_outputs, chosen.blocks["BLOCK_OUTPUTS"]) * partials.parts
+        return tiles * ceil_div(tile_columns, chosen.blocks["BLOCK_COLUMNS"]) * (problem.groups // side_by_side)
 
     weight_strides = partials.grad_weight.stride()
     arguments: dict[str, Any] = {

@@ -28,8 +28,8 @@ from cnnext.triton_kernels.device import (
     split_pixel,
     tap_shift,
 )
-from cnnext.triton_kernels.launching import Settings, settings
-from cnnext.triton_kernels.problem import Problem, next_power_of_2, unrolled_columns
+from cnnext.triton_kernels.launching import Settings, remembered, settings
+from cnnext.triton_kernels.problem import Problem, ceil_div, next_power_of_2, unrolled_columns
 
 __all__ = ["launch"]
 
@@ -99,6 +99,7 @@ def grouped_narrow_kernel(
     tl.store(output + place, activate(sums, ACTIVATION).to(output.dtype.element_ty), mask=mask)
 
 
+@remembered
 def narrow_settings(groups: int, group_outputs: int, phases: int, channels_last: bool) -> tuple[Settings, ...]:
     """Tiles of pixels x groups x outputs; in channels_last 64 channels side by side, in NCHW long runs of pixels.
 
@@ -120,8 +121,8 @@ def launch(
     """Launches the kernel on the arguments that `grouped.correlate` has made."""
 
     def programs(chosen: Settings) -> int:
-        tiles = triton.cdiv(pixels, chosen.blocks["BLOCK_PIXELS"]) * phases
-        return tiles * triton.cdiv(problem.groups, chosen.blocks["BLOCK_GROUPS"])
+        tiles = ceil_div(pixels, chosen.blocks["BLOCK_PIXELS"]) * phases
+        return tiles * ceil_div(problem.groups, chosen.blocks["BLOCK_GROUPS"])
 
     candidates = narrow_settings(problem.groups, group_outputs, phases, arguments["CHANNELS_LAST"])
     arguments |= {"GROUP_INPUTS": group_inputs, "GROUP_OUTPUTS": group_outputs, "UNROLL": unrolled_columns(problem)}

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Settings", "can_trace", "compile_options", "run", "settings", "tracing", "unique"]
+__all__ = ["Settings", "can_trace", "compile_options", "remembered", "run", "settings", "tracing", "unique"]
 
 # What fits the first dimension of a grid.
 _MOST_PROGRAMS = 2**31 - 1
@@ -48,6 +48,10 @@ def unique(candidates: Iterable[Settings]) -> tuple[Settings, ...]:
         if one not in kept:
             kept.append(one)
     return tuple(kept)
+
+
+#: For functions that give candidate settings: every call of a layer asks them the same.
+remembered = functools.lru_cache(maxsize=4096)
 
 
 def compile_options(chosen: Settings) -> dict[str, Any]:

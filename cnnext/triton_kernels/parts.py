@@ -18,7 +18,7 @@ from torch import Tensor
 from cnnext.triton_kernels import launching
 from cnnext.triton_kernels.device import lanes, program
 from cnnext.triton_kernels.launching import Settings, settings
-from cnnext.triton_kernels.problem import Problem, empty, is_wide
+from cnnext.triton_kernels.problem import Problem, ceil_div, empty, is_wide
 
 __all__ = ["Partials", "count_parts"]
 
@@ -32,7 +32,7 @@ _MOST_PARTS = 1024
 
 def count_parts(pixels: int, elements: int) -> int:
     """Into how many parts a sum over `pixels` is split for each of `elements`; a function of the problem alone."""
-    return max(1, min(-(-pixels // _LEAST_PIXELS), _MOST_ELEMENTS // elements, _MOST_PARTS))
+    return max(1, min(ceil_div(pixels, _LEAST_PIXELS), _MOST_ELEMENTS // elements, _MOST_PARTS))
 
 
 @triton.jit
@@ -76,7 +76,7 @@ class Partials:
         self.grad_bias = like.new_empty(problem.K if with_bias else 0)
         self.parts = count_parts(problem.output_pixels, self.grad_weight.numel())
         self.part_size = self.grad_weight.numel() + self.grad_bias.numel()
-        self.part_pixels = -(-problem.output_pixels // self.parts)
+        self.part_pixels = ceil_div(problem.output_pixels, self.parts)
         self.workspace = like.new_empty((self.parts, self.part_size), dtype=torch.float32)
 
     def arguments(self) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class Partials:
         """Adds the parts: (grad_weight, grad_bias)."""
 
         def programs(chosen: Settings) -> int:
-            return triton.cdiv(self.part_size, chosen.blocks["BLOCK_ELEMENTS"])
+            return ceil_div(self.part_size, chosen.blocks["BLOCK_ELEMENTS"])
 
         arguments = {
             "partials": self.workspace,

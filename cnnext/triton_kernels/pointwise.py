@@ -27,6 +27,7 @@ from cnnext.triton_kernels.device import activate, lanes, over_channels, over_pi
 from cnnext.triton_kernels.launching import Settings
 from cnnext.triton_kernels.problem import (
     Problem,
+    ceil_div,
     check_bias,
     dense,
     empty,
@@ -147,8 +148,8 @@ def _correlate(
     precision = input_precision(source.dtype)
 
     def programs(chosen: Settings) -> int:
-        tiles = triton.cdiv(pixels, chosen.blocks["BLOCK_PIXELS"])
-        return tiles * triton.cdiv(outputs, chosen.blocks["BLOCK_OUTPUTS"])
+        tiles = ceil_div(pixels, chosen.blocks["BLOCK_PIXELS"])
+        return tiles * ceil_div(outputs, chosen.blocks["BLOCK_OUTPUTS"])
 
     weight_k, weight_c = weight.stride()[:2]
     arguments: dict[str, Any] = {

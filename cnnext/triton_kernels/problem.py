@@ -17,6 +17,7 @@ from cnnext.ops import Geometry, fake_forward, memory_format
 __all__ = [
     "DTYPES",
     "Problem",
+    "ceil_div",
     "check_bias",
     "dense",
     "empty",
@@ -159,6 +160,10 @@ def empty(size: Sequence[int], like: Tensor, channels_last: bool) -> Tensor:
 
 def suggests_channels_last(tensor: Tensor) -> bool:
     """Whether torch takes the tensor for channels_last."""
+    channels_last = tensor.is_contiguous(memory_format=torch.channels_last)
+    if channels_last != tensor.is_contiguous():
+        return channels_last
+    # A slice, or both at once. torch has this function in Python, which costs as much as the rest of a launch.
     return suggest_memory_format(tensor) == torch.channels_last
 
 
@@ -200,6 +205,11 @@ def unrolled_columns(problem: Problem) -> int:
     large filters go by in pieces, or compiling would take seconds.
     """
     return problem.S if problem.S <= 7 else 4
+
+
+def ceil_div(dividend: int, divisor: int) -> int:
+    """The quotient, rounded up. That of Triton takes microseconds on the host."""
+    return -(-dividend // divisor)
 
 
 def next_power_of_2(value: int) -> int:

@@ -32,8 +32,9 @@ from cnnext.triton_kernels.device import (
     split_pixel,
     tap_shift,
 )
-from cnnext.triton_kernels.launching import Settings, settings, unique
+from cnnext.triton_kernels.launching import Settings, remembered, settings, unique
 from cnnext.triton_kernels.problem import (
+    ceil_div,
     check_bias,
     dense,
     empty,
@@ -127,6 +128,7 @@ def separable_kernel(
     tl.store(output + place, activate(sums, SECOND_ACTIVATION).to(output.dtype.element_ty), mask=mask)
 
 
+@remembered
 def separable_settings(outputs: int, dtype: torch.dtype, precision: str) -> tuple[Settings, ...]:
     """Tiles: as many outputs as the sums find registers for, because each tile of outputs makes the middle again.
 
@@ -177,8 +179,8 @@ def forward(
     precision = input_precision(input.dtype)
 
     def programs(chosen: Settings) -> int:
-        tiles = triton.cdiv(problem.output_pixels, chosen.blocks["BLOCK_PIXELS"])
-        return tiles * triton.cdiv(second.K, chosen.blocks["BLOCK_OUTPUTS"])
+        tiles = ceil_div(problem.output_pixels, chosen.blocks["BLOCK_PIXELS"])
+        return tiles * ceil_div(second.K, chosen.blocks["BLOCK_OUTPUTS"])
 
     arguments: dict[str, Any] = {
         "source": source,
