@@ -1,6 +1,6 @@
 """What the Triton kernels compile to: registers, spills and shared memory of every kernel and setting, without a GPU.
 
-    python -m bench.static_report.triton [--cover] [--arch 80 90 100 120] [--only WORD] [--jobs N] [--json FILE]
+    python -m bench.static_report.triton [--cover] [--arch 80 90 100 120] [--only REGEX] [--jobs N] [--json FILE]
 
 The launches of triton_launches.py are compiled ahead of time. ptxas and cuobjdump come with Triton. Exit status 1 if
 one does not compile, needs more shared memory than a block has, or spills in a loop and may be the setting that is
@@ -163,15 +163,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="not every launch, but each setting: for every architecture if it may be chosen first, else for one",
     )
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES, help="compute capabilities, times ten")
-    parser.add_argument("--only", default="", help="only specimens with this word in their name")
+    parser.add_argument("--only", metavar="REGEX", default="", help="only specimens in whose name this is found")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compilations at a time")
     parser.add_argument("--json", type=Path, help="write every row to this file")
     options = parser.parse_args(argv)
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         parser.error("TRITON_INTERPRET is set, so there is nothing to compile")
-    launches = [launch for one in specimens() if options.only in one.name for launch in launches_of(one)]
+    launches = [launch for one in specimens() if re.search(options.only, one.name) for launch in launches_of(one)]
     if not launches:
-        parser.error(f"no specimen has {options.only!r} in its name")
+        parser.error(f"{options.only!r} is in no name of a specimen")
     wanted = (cover if options.cover else every)(launches, options.arch)
 
     console = Console()

@@ -14,11 +14,12 @@ from unittest import mock
 
 import torch
 
+from bench.cases import LayerShape
 from cnnext.ops import ACTIVATIONS, Geometry
 from cnnext.triton_kernels import launching
 from cnnext.triton_kernels.launching import Settings
 
-__all__ = ["Launch", "Specimen", "cover", "every", "launches_of", "specimens"]
+__all__ = ["Launch", "Specimen", "cover", "every", "launches_of", "layer_specimens", "specimens"]
 
 _TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
@@ -230,6 +231,15 @@ def specimens() -> list[Specimen]:
         layer = _Layer("depthwise", f"depthwise {activation}", (8, 64, 14, 14), 64, 3, 1, 64, "f")
         found += layer.specimens(_VARIANTS[0], index)
     return found
+
+
+def layer_specimens(shape: LayerShape, images: int) -> list[Specimen]:
+    """The calls of a layer of a network, in each direction, dtype and layout."""
+    family = shape.kind if shape.kind in ("depthwise", "pointwise") else "grouped"
+    size = (images, shape.C, shape.H, shape.W)
+    name = f"{shape.kind} {shape.R}x{shape.S} {size} to {shape.K}"
+    layer = _Layer(family, name, size, shape.K, shape.R, shape.stride[0], shape.groups)
+    return [one for variant in _VARIANTS for one in layer.specimens(variant, 0)]
 
 
 # ------------------------------------------------------------------------------------------------------------- launches
