@@ -5,7 +5,7 @@ SOURCES := cnnext bench examples tests build_tools setup.py
 CPP_SOURCES := $(shell find csrc tests bench -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 .DEFAULT_GOAL := help
-.PHONY: help build test doctest lint format typecheck bench gpu-check static-report matrix tutorial clean
+.PHONY: help build test doctest lint format typecheck bench gpu-check static-report triton-report matrix tutorial clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,9 @@ gpu-check: ## on a machine with a GPU: build, test, sanitize and measure, in ten
 
 static-report: ## registers, spills and predicted times of the CUDA kernels, for every architecture, against their budget
 	$(PYTHON) -m bench.static_report --arch 80 --arch 90 --arch 100 --arch 120 --check
+
+triton-report: ## compile the Triton kernels of every layer with every setting for every architecture: registers and spills
+	$(PYTHON) -m bench.static_report.triton
 
 matrix: ## install the package in fresh environments: CPU torch, CUDA torch with and without nvcc, no torch
 	$(PYTHON) build_tools/install_matrix.py

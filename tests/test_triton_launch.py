@@ -76,6 +76,7 @@ def test_tf32_is_a_matter_of_pytorchs_setting(monkeypatch: pytest.MonkeyPatch) -
         # Flags that are set for good may have been frozen by whoever imported torch's own test helpers.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=allowed):
             expected = "tf32" if allowed else "ieee"
+            assert backends.cuda.allows_tf32() is allowed, "one rule for both kinds of kernels"
             assert input_precision(torch.float32) == expected
             assert input_precision(torch.float16) == "ieee"
             pointwise.forward(_meta(1, 16, 4, 4), _meta(16, 16, 1, 1), None, geometry, 0)

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from tests.mutation import triton_mutants
 from tests.mutation.__main__ import COMPILER, SOURCES, check_unchanged, try_fault
 from tests.mutation.cuda import ROOT, kernel_files
 from tests.mutation.equivalent import EQUIVALENT
@@ -37,6 +38,7 @@ def test_every_kernel_has_a_fault() -> None:
 
 def test_equivalent_mutants_fit_the_kernels() -> None:
     known = {mutant.key for file in kernel_files("depthwise") for mutant in mutants_of(ROOT, file)}
+    known |= {mutant.key for file in triton_mutants.kernel_files() for mutant in triton_mutants.mutants_of(ROOT, file)}
     assert set(EQUIVALENT) <= known, "the kernel has changed: change tests/mutation/equivalent.py with it"
 
 
@@ -45,6 +47,15 @@ def test_a_seed_decides_the_mutants() -> None:
     chosen = choose(ROOT, files, 72, seed=0)
     assert chosen == choose(ROOT, files, 72, seed=0) != choose(ROOT, files, 72, seed=1)
     assert {mutant.file for mutant in chosen} == set(files)
+
+
+def test_mutants_of_the_triton_kernels() -> None:
+    files = triton_mutants.kernel_files()
+    chosen = choose(ROOT, files, 100, 0, triton_mutants.mutants_of)
+    assert {mutant.file for mutant in chosen} == set(files)
+    assert len({mutant.kind for mutant in chosen}) == len(triton_mutants.RULES)
+    for mutant in chosen:
+        assert not mutant.old.lstrip().startswith(("#", "@", "def ")), "a line that Triton does not compile"
 
 
 @pytest.mark.slow
