@@ -23,7 +23,7 @@ if backend.INTERPRETED and backend.unavailable() is None:
 # input, middle channels, outputs, filter, geometry
 SHAPES: dict[str, tuple[Any, ...]] = {
     "3x3": ((2, 18, 5, 4), 18, 33, (3, 3), {"padding": 1}),
-    "s2_multiplier": ((1, 3, 7, 6), 9, 5, (3, 2), {"stride": 2, "padding": (2, 1)}),
+    "s2x3_multiplier": ((1, 3, 7, 6), 9, 5, (3, 2), {"stride": (2, 3), "padding": (2, 1)}),
     "dilated_beyond_a_tile": ((3, 2, 9, 10), 2, 130, (2, 2), {"dilation": (1, 2)}),
     "wide_filter": ((1, 2, 3, 9), 2, 3, (2, 9), {"padding": (0, 4)}),
 }
@@ -90,7 +90,7 @@ def test_integers_to_the_bit(name: str, dtype: torch.dtype, layout: str, fusions
 
 def test_an_activation_of_zero_that_is_not_zero(fusions: list[Any]) -> None:
     """Lanes beyond the last middle channel hold sigmoid(0)."""
-    operands, geometry = _operands("s2_multiplier", torch.float32, "nchw")
+    operands, geometry = _operands("s2x3_multiplier", torch.float32, "nchw")
     actual = _fused(operands, geometry, "sigmoid", "tanh")
     torch.testing.assert_close(actual.cpu(), _expected(operands, geometry, "sigmoid", "tanh"), rtol=1e-5, atol=1e-6)
     assert len(fusions) == 1
@@ -100,7 +100,7 @@ def test_offsets_of_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     from cnnext.triton_kernels import problem
 
     monkeypatch.setattr(problem, "_NARROW_LIMIT", 0)
-    operands, geometry = _operands("s2_multiplier", torch.float16, "nhwc")
+    operands, geometry = _operands("s2x3_multiplier", torch.float16, "nhwc")
     torch.testing.assert_close(
         _fused(operands, geometry, None, None).cpu(), _expected(operands, geometry, None, None), rtol=0, atol=0
     )

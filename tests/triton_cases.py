@@ -52,7 +52,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         case("few_to_many", (1, 6, 4, 4), 34, 2, groups=2),
         case("groups_of_4", (2, 12, 5, 4), 12, 3, padding=1, groups=3),
         case("groups_of_4_s2", (1, 8, 6, 5), 8, 3, stride=2, padding=1, groups=2),
-        case("groups_of_2_to_3", (1, 14, 5, 4), 21, 2, stride=(2, 1), dilation=(1, 2), groups=7),
+        case("groups_of_2_to_3", (1, 14, 5, 6), 21, (2, 3), stride=(2, 1), padding=(2, 1), dilation=(1, 2), groups=7),
         case("groups_of_17_to_5", (1, 34, 4, 3), 10, 2, groups=2),
         case("many_groups", (1, 70, 3, 4), 70, 2, groups=35),
         case("filter_larger_than_image", (1, 3, 2, 2), 4, 4, padding=2),
