@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch._prims_common import suggest_memory_format
 
 from cnnext import backends
 from cnnext.backends import triton as backend
 from cnnext.backends.call import ConvCall
 from cnnext.ops import Geometry
-from cnnext.triton_kernels.problem import dense, input_precision, is_wide, next_power_of_2
+from cnnext.triton_kernels.problem import dense, input_precision, is_wide, next_power_of_2, suggests_channels_last
 
 pytest.importorskip("triton")
 
@@ -66,6 +68,15 @@ def test_slices_of_wider_tensors_are_not_copied() -> None:
     assert dense(wide[:, 1:5, 2:, 1:3], False).data_ptr() == wide[:, 1:5, 2:, 1:3].data_ptr()
     assert dense(wide, True).is_contiguous(memory_format=torch.channels_last)
     assert dense(wide[..., ::2], False).is_contiguous()
+
+
+def test_memory_formats_are_told_as_torch_tells_them() -> None:
+    """Sizes of 1, where a tensor is of both formats at once, slices and permutations included."""
+    for shape in itertools.product((1, 2, 3), repeat=4):
+        x = torch.empty(shape)
+        tensors = [x, x.contiguous(memory_format=torch.channels_last), torch.empty(4, 6, 5, 4)[:, 1:, ::2]]
+        for tensor in [*tensors, *(t.permute(order) for t in tensors for order in ((1, 0, 2, 3), (0, 3, 1, 2)))]:
+            assert suggests_channels_last(tensor) == (suggest_memory_format(tensor) == torch.channels_last)
 
 
 def test_tf32_is_a_matter_of_pytorchs_setting(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,3 +185,12 @@ def test_triton_is_chosen_on_a_gpu_where_cuda_is_not(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(backends._CANDIDATES, "cuda", (backends._BACKENDS["triton"], backends._BACKENDS["aten"]))
     assert backends.choose(_call(input=x)).name == "triton"
     assert backends._TRIED_ON["cuda"] == ("cuda", "triton", "aten")
+
+    monkeypatch.setattr(backends.cuda, "unavailable", lambda: "not built")
+    monkeypatch.setattr(backend, "_REASON", None)
+    lines = dict(
+        line.split(": ", 1) for line in backends.explain("depthwise_conv2d", x, torch.ones(4, 1, 3, 3)).splitlines()
+    )
+    assert lines["cuda"] == "cannot run this: not built"
+    assert lines["triton"] == "chosen"
+    assert lines["aten"] == "could run this, but an earlier one is chosen"
