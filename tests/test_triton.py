@@ -257,7 +257,7 @@ def test_tensors_beyond_32_bits() -> None:
 
 
 @pytest.mark.skipif(not backend.INTERPRETED, reason="guarded memory is the CPU's")
-def test_nothing_outside_the_operands_is_read() -> None:
+def test_nothing_beside_the_tensors_is_touched() -> None:
     """In a process of its own, which dies if something is."""
     command = [sys.executable, "-m", "tests.triton_cases"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)

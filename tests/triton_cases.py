@@ -15,6 +15,7 @@ from unittest import mock
 
 import torch
 
+import cnnext
 from cnnext.backends import triton as backend
 from tests import checking
 from tests.cases import LAYOUTS, Case, apply_op, case, integer_operands, random_grad
@@ -172,6 +173,19 @@ def check_guarded(op: str, case: Case, layout: str) -> None:
         checking.check_integer_values(op, case, torch.float32, layout, backend="triton")
 
 
+def check_guarded_separable(layout: str) -> None:
+    """The same for the fused block, whose pixels, middle channels and outputs are all fewer than a tile has."""
+    shapes = ((2, 5, 4, 5), (5, 1, 3, 3), (7, 5, 1, 1), (5,), (7,))
+    x, first, second, first_bias, second_bias = (torch.randint(-2, 3, shape).float() for shape in shapes)
+    middle = torch.conv2d(*map(upcast, (x, first, first_bias)), padding=1, groups=5)
+    expected = torch.conv2d(middle, upcast(second), upcast(second_bias))
+    with guarded_launches():
+        actual = cnnext.functional.separable_conv2d(
+            LAYOUTS[layout](x), first, second, first_bias, second_bias, padding=1, backend="triton"
+        )
+    checking.assert_same_bits(actual, expected.float(), "separable")
+
+
 def main() -> None:
     """`python -m tests.triton_cases`: problems of every kernel on guarded memory, in the interpreter."""
     from tests.triton_interpreter import repair
@@ -183,6 +197,9 @@ def main() -> None:
                 for layout in ("nchw", "nhwc"):
                     print(op, problem, layout, flush=True)
                     check_guarded(op, problem, layout)
+    for layout in ("nchw", "nhwc"):
+        print("separable", layout, flush=True)
+        check_guarded_separable(layout)
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ ARCHITECTURES = (80, 90, 100, 120)
 #: Bytes of shared memory that a block may have on the smallest card: sm_86, sm_89 and sm_120.
 SHARED_LIMIT = 99 * 1024
 
-#: Bytes a thread that ptxas may put aside outside of loops. It gives up a few registers so that more blocks find room;
-#: to forbid that (maxnreg) takes up to half of the blocks from kernels that do not spill at all.
+#: Bytes a thread that ptxas may put aside outside of loops, which it does so that more blocks find room. To forbid it
+#: would take blocks from kernels that do not spill at all: see docs/kernels/triton.md.
 SPILL_LIMIT = 32
 
 

@@ -59,7 +59,7 @@ def selection(file: str) -> list[str]:
 def _run_tests(arguments: Sequence[str]) -> int:
     """0 if nothing is noticed."""
     # The test of guarded memory starts a process, which would import the kernels as they are.
-    own_process = f"{TESTS}::test_nothing_outside_the_operands_is_read"
+    own_process = f"{TESTS}::test_nothing_beside_the_tensors_is_touched"
     status = pytest.main(["-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--deselect", own_process, *arguments])
     if status == pytest.ExitCode.OK:
         triton_cases.main()
