@@ -30,7 +30,7 @@ def test_settings_are_few_and_fit_the_problem() -> None:
     every: list[tuple[launching.Settings, ...]] = []
     for channels_last in (False, True):
         for extent in (1, 3, 17, 64, 1000):
-            every.append(depthwise.correlate_settings(extent, 4096, channels_last))
+            every += [depthwise.correlate_settings(extent, 4096, columns, channels_last) for columns in (3, 7)]
             every.append(depthwise.backward_weight_settings(extent, 9, channels_last))
             every += [grouped_narrow.narrow_settings(extent, 3, phases, channels_last) for phases in (1, 4)]
             for dtype, precision in ((torch.float32, "ieee"), (torch.float32, "tf32"), (torch.float16, "ieee")):

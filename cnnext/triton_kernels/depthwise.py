@@ -199,19 +199,19 @@ def depthwise_backward_weight_kernel(
 
 
 @remembered
-def correlate_settings(channels: int, pixels: int, channels_last: bool) -> tuple[Settings, ...]:
+def correlate_settings(channels: int, pixels: int, columns: int, channels_last: bool) -> tuple[Settings, ...]:
     """Tiles of the forward pass and the input gradient.
 
     In channels_last a warp should read whole 128-byte lines of channels, and the factors, which are loaded one by one,
     should serve several pixels. In NCHW a warp should read long runs of pixels. Where no vector can be loaded, the
-    addresses leave no registers for a large tile.
+    addresses leave no registers for a large tile; for filters of many columns ptxas spills those of a small one.
     """
     if channels_last:
         block_channels = min(next_power_of_2(channels), 64)
         tiles = (2048, 1024, 4096) if channels % 16 == 0 else (512, 1024)
     else:
         block_channels = min(next_power_of_2(channels), 4)
-        tiles = (512, 1024, 2048)
+        tiles = (512, 1024, 2048) if columns <= 5 else (1024, 512, 2048)
     blocks = ((min(tile // block_channels, next_power_of_2(pixels)), block_channels) for tile in tiles)
     return unique(settings(4, BLOCK_PIXELS=pixels, BLOCK_CHANNELS=channels) for pixels, channels in blocks)
 
@@ -297,7 +297,7 @@ def _correlate(
         "UNROLL": unrolled_columns(problem),
         "WIDE": is_wide(source, output),
     }
-    candidates = correlate_settings(channels, pixels, channels_last)
+    candidates = correlate_settings(channels, pixels, problem.S, channels_last)
     launching.run(depthwise_correlate_kernel, candidates, programs, arguments)
 
 
