@@ -32,7 +32,8 @@ def _run(*arguments: str, timeout: int) -> str:
     result = subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout
     )
-    assert result.returncode == 0, f"{result.stdout[-4000:]}\n{result.stderr[-4000:]}"
+    said = f"exit status {result.returncode}:\n{result.stderr[-4000:]}\n{result.stdout[-4000:]}"
+    assert result.returncode == 0, said
     return result.stdout
 
 
