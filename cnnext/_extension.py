@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from cnnext import ops as _ops  # noqa: F401  the schemas must exist before kernels are registered for them
+from cnnext import inference_ops as _inference_ops  # noqa: F401  the schemas must exist before their kernels
+from cnnext import ops as _ops  # noqa: F401
 
 __all__ = ["BUILD_INFO", "Extension", "cpu", "cuda"]
 

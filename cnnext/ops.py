@@ -407,19 +407,23 @@ def _register_vmap(library: torch.library.Library, family: Family, families: Map
 def register_autocast(
     library: torch.library.Library, operator: Any, device_type: str, key: torch._C.DispatchKey
 ) -> None:
-    """Casts floating-point arguments, the bias too, to autocast's dtype, as it does for F.conv2d."""
+    """Casts floating-point arguments, the bias too, to autocast's dtype, as it does for F.conv2d.
+
+    A filter packed for inference stays as it is: it holds accumulators.
+    """
+    names = [argument.name for argument in operator._schema.arguments]
     keyset = torch._C.DispatchKeySet(key)
 
     def cast_and_call(*args: Any) -> Tensor:
         dtype = torch.get_autocast_dtype(device_type)
 
-        def cast(arg: Any) -> Any:
-            if not isinstance(arg, Tensor) or not arg.is_floating_point() or arg.dtype == torch.float64:
+        def cast(name: str, arg: Any) -> Any:
+            if not isinstance(arg, Tensor) or name == "packed_weight" or not arg.is_floating_point() or arg.dtype == torch.float64:
                 return arg
             return arg.to(dtype) if arg.device.type == device_type else arg
 
         with torch._C._ExcludeDispatchKeyGuard(keyset):
-            return operator(*map(cast, args))
+            return operator(*map(cast, names, args))
 
     library.impl(operator._schema.name.partition("::")[2], cast_and_call, key.name)
 

@@ -7,6 +7,7 @@
 namespace cnnext::bindings {
 namespace {
 
+using cpu::kPackedColumns;
 using cpu::OpKernels;
 using cpu::Parallel;
 
@@ -125,18 +126,118 @@ std::tuple<Tensor, Tensor> pointwise_conv2d_backward_weight(const Tensor& grad_o
                          channels_last);
 }
 
+// Inference.
+
+/// The residual and the packed filter of a fused convolution, in forms that the kernels take.
+struct Extras {
+  std::optional<Tensor> residual, packed_weight;
+
+  /// `params` are those of the convolution, `output` its result.
+  Extras(const ConvParams& params, const Tensor& output, const std::optional<Tensor>& residual_argument,
+         const std::optional<Tensor>& packed_argument) {
+    if (residual_argument.has_value()) {
+      check_residual(*residual_argument, output);
+      residual = with_unit_stride(*residual_argument, params.layout);
+    }
+    if (!packed_argument.has_value()) return;
+    const int64_t columns = (params.outputs_per_group() + kPackedColumns - 1) / kPackedColumns * kPackedColumns;
+    const int64_t size = params.groups * columns * params.channels_per_group() * params.R * params.S;
+    const DType dtype = params.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+    STD_TORCH_CHECK(packed_argument->is_cpu() && packed_argument->is_contiguous() &&
+                        packed_argument->numel() == size && dtype_of(*packed_argument) == dtype,
+                    "expected packed_weight to be what cnnext.inference_ops.pack_filter makes of the weight, with ",
+                    size, " elements, but got one of ", packed_argument->numel(), " elements");
+    packed_weight = packed_argument;
+  }
+
+  cpu::FusedOperands operands(const ConvParams& params, const Tensor& x, const Tensor& w,
+                              const std::optional<Tensor>& bias, const Tensor& output) const {
+    return {x.const_data_ptr(),
+            w.const_data_ptr(),
+            packed_weight ? packed_weight->const_data_ptr() : nullptr,
+            bias ? bias->const_data_ptr() : nullptr,
+            residual ? residual->const_data_ptr() : nullptr,
+            residual ? kernel_strides(*residual, params.layout) : Strides4{},
+            output.mutable_data_ptr()};
+  }
+};
+
+Tensor fused_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                    const std::optional<Tensor>& residual, const std::optional<Tensor>& packed_weight, IntList stride,
+                    IntList padding, IntList dilation, int64_t groups, int64_t activation) {
+  check_4d(input, "input");
+  const bool depthwise = groups > 1 && groups == input.size(1);
+  const Family family = depthwise ? Family::kDepthwise : Family::kGrouped;
+  ForwardCall call = prepare_forward(family, input, weight, bias, make_geometry(stride, padding, dilation), groups,
+                                     activation);
+  ConvParams& params = call.params;
+  const Extras extras(params, call.output, residual, packed_weight);
+  if (params.N == 0) return call.output;
+  const cpu::FusedOperands operands = extras.operands(params, call.x, call.w, call.bias, call.output);
+  const cpu::FusedKernels& kernels = cpu::kernels().fused;
+  if (!depthwise) {
+    kernels.conv(params, torch_pool(), operands);
+    return call.output;
+  }
+  const Activation last = params.activation;
+  if (operands.residual) params.activation = Activation::kNone;
+  kernels_of(family).forward(params, torch_pool(), operands.x, operands.w, operands.bias, operands.y);
+  if (operands.residual) {
+    params.activation = last;
+    kernels.add_residual(params, torch_pool(), operands);
+  }
+  return call.output;
+}
+
+Tensor separable_conv2d(const Tensor& input, const Tensor& depthwise_weight,
+                        const std::optional<Tensor>& depthwise_bias, const Tensor& weight,
+                        const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
+                        const std::optional<Tensor>& packed_weight, IntList stride, IntList padding, IntList dilation,
+                        int64_t depthwise_activation, int64_t activation) {
+  check_4d(input, "input");
+  check_4d(depthwise_weight, "depthwise_weight");
+  const Layout layout = output_layout(input, depthwise_weight);
+  if (layout != Layout::kNHWC || depthwise_weight.size(0) != input.size(1)) {
+    const Tensor middle =
+        depthwise_conv2d(input, depthwise_weight, depthwise_bias, stride, padding, dilation, depthwise_activation);
+    return fused_conv2d(middle, weight, bias, residual, packed_weight, {1, 1}, {0, 0}, {1, 1}, 1, activation);
+  }
+  ConvParams depthwise =
+      make_forward_params(Family::kDepthwise, input, sizes_of(input), depthwise_weight,
+                          make_geometry(stride, padding, dilation), kDepthwiseGroups, depthwise_activation);
+  ConvParams pointwise =
+      make_forward_params(Family::kPointwise, input, {depthwise.N, depthwise.K, depthwise.P, depthwise.Q}, weight,
+                          make_geometry({1, 1}, {0, 0}, {1, 1}), 1, activation);
+  depthwise.layout = pointwise.layout = layout;
+  const Tensor x = with_unit_stride(input, layout), w = as_contiguous(weight);
+  const Tensor depthwise_w = as_contiguous(depthwise_weight);
+  const std::optional<Tensor> depthwise_b = make_bias(depthwise_bias, depthwise.K, input);
+  const std::optional<Tensor> b = make_bias(bias, pointwise.K, input);
+  const Tensor output = empty_dense({pointwise.N, pointwise.K, pointwise.P, pointwise.Q}, layout, input);
+  depthwise.x_strides = kernel_strides(x, layout);
+  pointwise.y_strides = kernel_strides(output, layout);
+  const Extras extras(pointwise, output, residual, packed_weight);
+  if (depthwise.N == 0) return output;
+  cpu::kernels().fused.separable({depthwise, pointwise, depthwise_w.const_data_ptr(),
+                                  depthwise_b ? depthwise_b->const_data_ptr() : nullptr},
+                                 torch_pool(), extras.operands(pointwise, x, w, b, output));
+  return output;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(cnnext, CPU, m) {
   m.impl("depthwise_conv2d", TORCH_BOX(&depthwise_conv2d));
   m.impl("depthwise_conv2d_backward_input", TORCH_BOX(&depthwise_conv2d_backward_input));
   m.impl("depthwise_conv2d_backward_weight", TORCH_BOX(&depthwise_conv2d_backward_weight));
+  m.impl("fused_conv2d", TORCH_BOX(&fused_conv2d));
   m.impl("grouped_conv2d", TORCH_BOX(&grouped_conv2d));
   m.impl("grouped_conv2d_backward_input", TORCH_BOX(&grouped_conv2d_backward_input));
   m.impl("grouped_conv2d_backward_weight", TORCH_BOX(&grouped_conv2d_backward_weight));
   m.impl("pointwise_conv2d", TORCH_BOX(&pointwise_conv2d));
   m.impl("pointwise_conv2d_backward_input", TORCH_BOX(&pointwise_conv2d_backward_input));
   m.impl("pointwise_conv2d_backward_weight", TORCH_BOX(&pointwise_conv2d_backward_weight));
+  m.impl("separable_conv2d", TORCH_BOX(&separable_conv2d));
 }
 
 }  // namespace cnnext::bindings

@@ -160,6 +160,13 @@ void check_like(const Tensor& tensor, const char* what, const Tensor& reference)
                   what, " has ", dtype_name(tensor.scalar_type()), " instead of ", dtype_name(reference.scalar_type()));
 }
 
+void check_residual(const Tensor& residual, const Tensor& output) {
+  check_4d(residual, "residual");
+  check_like(residual, "residual", output);
+  STD_TORCH_CHECK(sizes_of(residual) == sizes_of(output), "expected residual of size ", to_string(sizes_of(output)),
+                  ", but got ", to_string(sizes_of(residual)));
+}
+
 void check_grad_output(const Tensor& grad_output, const ConvParams& params) {
   check_4d(grad_output, "grad_output");
   const Dims4 expected{params.N, params.K, params.P, params.Q};
@@ -219,26 +226,34 @@ Strides4 kernel_strides(const Tensor& tensor, Layout layout) {
   return result;
 }
 
-ForwardCall prepare_forward(Family family, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                            const Geometry& geometry, int64_t groups, int64_t activation, FilterOrder order) {
-  check_4d(input, "input");
+ConvParams make_forward_params(Family family, const Tensor& input, const Dims4& input_dims, const Tensor& weight,
+                               const Geometry& geometry, int64_t groups, int64_t activation) {
   check_4d(weight, "weight");
   check_like(weight, "weight", input);
   STD_TORCH_CHECK(activation >= 0 && activation <= static_cast<int64_t>(Activation::kHardswish),
                   "activation should be between 0 and ", static_cast<int64_t>(Activation::kHardswish), ", but got ",
                   activation);
-  ConvParams params = make_params(family, sizes_of(input), sizes_of(weight), geometry, groups);
+  ConvParams params = make_params(family, input_dims, sizes_of(weight), geometry, groups);
   params.dtype = dtype_of(input);
   params.activation = static_cast<Activation>(activation);
+  return params;
+}
+
+std::optional<Tensor> make_bias(const std::optional<Tensor>& bias, int64_t K, const Tensor& input) {
+  if (!bias.has_value()) return std::nullopt;
+  check_like(*bias, "bias", input);
+  STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == K, "expected bias to be 1-dimensional with ", K,
+                  " elements, but got bias of ", bias->dim(), " dimensions and ", bias->numel(), " elements");
+  return as_contiguous(*bias);
+}
+
+ForwardCall prepare_forward(Family family, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                            const Geometry& geometry, int64_t groups, int64_t activation, FilterOrder order) {
+  check_4d(input, "input");
+  ConvParams params = make_forward_params(family, input, sizes_of(input), weight, geometry, groups, activation);
   params.layout = output_layout(input, weight);
-  std::optional<Tensor> bias_data;
-  if (bias.has_value()) {
-    check_like(*bias, "bias", input);
-    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == params.K, "expected bias to be 1-dimensional with ", params.K,
-                    " elements, but got bias of ", bias->dim(), " dimensions and ", bias->numel(), " elements");
-    bias_data = as_contiguous(*bias);
-  }
-  ForwardCall call{params, with_unit_stride(input, params.layout), as_filter(weight, order), bias_data,
+  ForwardCall call{params, with_unit_stride(input, params.layout), as_filter(weight, order),
+                   make_bias(bias, params.K, input),
                    empty_dense({params.N, params.K, params.P, params.Q}, params.layout, input)};
   call.params.x_strides = kernel_strides(call.x, params.layout);
   call.params.y_strides = kernel_strides(call.output, params.layout);

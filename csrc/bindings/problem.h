@@ -61,6 +61,9 @@ Dims4 make_dims(const IntList& list, const char* what);
 /// Number of dimensions must be 4; `what` names the tensor in the error.
 void check_4d(const Tensor& tensor, const char* what);
 
+/// A residual must be as large as the output it is added to.
+void check_residual(const Tensor& residual, const Tensor& output);
+
 /// `tensor` must have the device and the dtype of `reference`.
 void check_like(const Tensor& tensor, const char* what, const Tensor& reference);
 
@@ -88,6 +91,14 @@ bool is_channels_last_only(const Tensor& filter);
 
 /// Strides for the kernels. A dimension of size 1 gets stride 1 where the layout asks for it.
 Strides4 kernel_strides(const Tensor& tensor, Layout layout);
+
+/// The params of a forward convolution of `input_dims`, with the dtype of `input`, after checks of the filter and the
+/// activation; without strides and layout.
+ConvParams make_forward_params(Family family, const Tensor& input, const Dims4& input_dims, const Tensor& weight,
+                               const Geometry& geometry, int64_t groups, int64_t activation);
+
+/// A bias of K elements as the kernels take it.
+std::optional<Tensor> make_bias(const std::optional<Tensor>& bias, int64_t K, const Tensor& input);
 
 /// Everything that a forward kernel is called with.
 struct ForwardCall {

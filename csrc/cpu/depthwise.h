@@ -45,6 +45,12 @@ inline void depthwise_backward_weight(const ConvParams& p, const Parallel& paral
   });
 }
 
+// For separable.h, which is compiled apart.
+template void correlate_rows(const CorrelateRows<float, float>&);
+template void correlate_rows(const CorrelateRows<double, double>&);
+template void correlate_rows(const CorrelateRows<Half, float>&);
+template void correlate_rows(const CorrelateRows<BFloat16, float>&);
+
 extern const OpKernels kDepthwiseKernels;
 const OpKernels kDepthwiseKernels = {depthwise_forward, depthwise_backward_input, depthwise_backward_weight};
 

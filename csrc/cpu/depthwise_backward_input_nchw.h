@@ -246,7 +246,7 @@ void depthwise_backward_input_nchw(const ConvParams& p, const Parallel& parallel
                              first_column.data(),
                              first_weight.data()};
   const int64_t work = multiplier * min(kBandRows, ceil_div(p.H, p.stride_h)) * ceil_div(p.W, p.stride_w) * taps;
-  parallel(0, p.N * p.C * bands, grain_for(work), [&](int64_t begin, int64_t end) {
+  parallel(0, p.N * p.C * bands, depthwise_grain(work), [&](int64_t begin, int64_t end) {
     if (is_narrow_filter(p) && p.stride_h == 1 &&
         with_narrow_source<T, A>(call.dy_shape(), 1, p.W, p.x_strides.h, p.R - 1 - p.pad_h, p.S - 1 - p.pad_w,
                                  [&](auto& source) { backward_input_range_narrow(call, source, begin, end); })) {

@@ -86,7 +86,7 @@ template <class T, class A>
 void depthwise_backward_input_nchw_stride2(const ConvParams& p, const Parallel& parallel, const T* dy, const T* w,
                                            T* dx) {
   const int64_t bands = ceil_div(p.P, kBandRows);
-  parallel(0, p.N * p.C * bands, grain_for(min(kBandRows, p.P) * p.Q * 9),
+  parallel(0, p.N * p.C * bands, depthwise_grain(min(kBandRows, p.P) * p.Q * 9),
            [&](int64_t begin, int64_t end) { backward_input_stride2_range<T, A>(p, bands, dy, w, dx, begin, end); });
 }
 

@@ -74,7 +74,7 @@ void depthwise_backward_input_nhwc(const ConvParams& p, const Parallel& parallel
   const bool prefetched = multiplier == 1 && is_prefetch_worthwhile<T>(p);
 
   const int64_t work = ceil_div(p.W, p.stride_w) * ceil_div(p.R, p.stride_h) * p.S * p.K;
-  parallel(0, p.N * p.H, grain_for(work), [&](int64_t begin, int64_t end) {
+  parallel(0, p.N * p.H, depthwise_grain(work), [&](int64_t begin, int64_t end) {
     SourceRows<T, A> rows(kOutRows * p.R * multiplier);
     // Rows of dy under kOutRows rows of dx.
     const int64_t depth = ((p.R - 1) * p.dilation_h + kOutRows - 1) / p.stride_h + 1;

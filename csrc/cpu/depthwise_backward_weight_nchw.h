@@ -251,7 +251,7 @@ void depthwise_backward_weight_nchw(const ConvParams& p, const Parallel& paralle
   Scratch<A, 1024> partial(parts > 1 ? parts * p.K * (taps + 1) : 0);
   const WeightCall<T, A> call{p, dy, x, dw, dbias, positions.data(), columns, whole, parts, partial.data()};
 
-  parallel(0, parts * p.K, grain_for(ceil_div(p.N, parts) * p.P * p.Q * taps), [&](int64_t begin, int64_t end) {
+  parallel(0, parts * p.K, depthwise_grain(ceil_div(p.N, parts) * p.P * p.Q * taps), [&](int64_t begin, int64_t end) {
     if (is_narrow_filter(p) &&
         with_narrow_source<T, A>(call.x_shape(), p.stride_w, p.Q, p.y_strides.h, p.pad_h, p.pad_w,
                                  [&](auto& source) { backward_weight_range_narrow(call, source, begin, end); })) {

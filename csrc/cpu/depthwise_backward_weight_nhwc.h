@@ -235,7 +235,7 @@ void depthwise_backward_weight_nhwc(const ConvParams& p, const Parallel& paralle
   const int64_t total_work = p.N * p.P * p.Q * p.K * taps;
   const bool shared = kMaxFastFilter<T> >= kSharedTaps && p.R == kSharedTaps && p.S == kSharedTaps &&
                       p.dilation_h == 1 && p.dilation_w == 1 && p.stride_h == 1 && p.stride_w == 1 && multiplier == 1;
-  parallel(0, task_count, grain_for(total_work / task_count), [&](int64_t begin, int64_t end) {
+  parallel(0, task_count, depthwise_grain(total_work / task_count), [&](int64_t begin, int64_t end) {
     Scratch<const T*, 32> x_rows(p.R + kSharedRows - 1);
     Scratch<T, 2048> grouped(multiplier > 1 ? p.Q * p.K : 0);
     for (int64_t task = begin; task < end; ++task) {
@@ -277,7 +277,7 @@ void depthwise_backward_weight_nhwc(const ConvParams& p, const Parallel& paralle
     }
   });
 
-  parallel(0, j_stride / kWidth, grain_for(part_size * tasks.row_parts / j_stride), [&](int64_t begin, int64_t end) {
+  parallel(0, j_stride / kWidth, depthwise_grain(part_size * tasks.row_parts / j_stride), [&](int64_t begin, int64_t end) {
     for (int64_t c = begin * kWidth; c < end * kWidth; c += kWidth) {
       for (int64_t j = 0; j < multiplier; ++j) {
         for (int64_t tap = 0; tap <= taps; ++tap) {

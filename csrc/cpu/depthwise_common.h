@@ -1,14 +1,13 @@
-// What the depthwise kernels of every direction and layout share: how work is split, scratch memory, the epilogue.
+// What the depthwise kernels of every direction and layout share: how work is split, scratch memory.
 #pragma once
 
-#include "activation.h"
-#include "simd.h"
+#include "epilogue.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
 /// The number of consecutive indices that are worth a thread, when each costs `work` multiply-adds. Waking the pool
 /// costs about 5 us, so a problem of less than two such chunks runs where it is called.
-CNNEXT_INLINE int64_t grain_for(int64_t work) {
+CNNEXT_INLINE int64_t depthwise_grain(int64_t work) {
   constexpr int64_t kMinWorkPerThread = 64 * 1024;
   return ceil_div(kMinWorkPerThread, max(work, 1));
 }
@@ -37,43 +36,6 @@ class Scratch {
     alignas(64) A inline_[kInline];
   };
   A* data_;
-};
-
-/// Applies a smooth activation to n vectors. Out of line: it is rare, and its code is long.
-template <class A>
-[[gnu::noinline]] void activate_all(Vec<A>* v, int n, Activation activation) {
-  for (int i = 0; i < n; ++i) v[i] = activate(v[i], activation);
-}
-
-/// The activation, arranged so that none, relu and relu6 cost two instructions and no branch that is taken.
-template <class A>
-class Epilogue {
- public:
-  explicit Epilogue(Activation activation)
-      : lower_(clamps(activation) && activation != Activation::kNone ? A(0) : -std::numeric_limits<A>::infinity()),
-        upper_(activation == Activation::kRelu6 ? A(6) : std::numeric_limits<A>::infinity()),
-        other_(clamps(activation) ? Activation::kNone : activation) {}
-
-  template <int n>
-  CNNEXT_INLINE void apply(Vec<A> (&v)[n]) const {
-    const Vec<A> lower(lower_), upper(upper_);
-    for (int i = 0; i < n; ++i) v[i] = min(upper, max(lower, v[i]));
-    if (__builtin_expect(other_ != Activation::kNone, 0)) {
-      // A copy, so that v itself can stay in registers.
-      Vec<A> in_memory[n];
-      for (int i = 0; i < n; ++i) in_memory[i] = v[i];
-      activate_all(in_memory, n, other_);
-      for (int i = 0; i < n; ++i) v[i] = in_memory[i];
-    }
-  }
-
- private:
-  static bool clamps(Activation a) {
-    return a == Activation::kNone || a == Activation::kRelu || a == Activation::kRelu6;
-  }
-
-  A lower_, upper_;
-  Activation other_;
 };
 
 /// The largest filter size with kernels of its own: 3, 5 and 7 for float32, where 7x7 is in use; other filters, and

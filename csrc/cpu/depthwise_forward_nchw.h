@@ -133,7 +133,7 @@ void depthwise_forward_nchw(const ConvParams& p, const Parallel& parallel, const
   const ForwardCall<T, A> call{p, x, w, bias, y, positions.data(), columns, bands};
 
   const int64_t work = min(p.P, kBandRows) * p.Q * p.R * p.S;
-  parallel(0, p.N * p.K * bands, grain_for(work), [&](int64_t begin, int64_t end) {
+  parallel(0, p.N * p.K * bands, depthwise_grain(work), [&](int64_t begin, int64_t end) {
     if (is_narrow_filter(p) &&
         with_narrow_source<T, A>(call.x_shape(), p.stride_w, p.Q, p.y_strides.h, p.pad_h, p.pad_w,
                                  [&](auto& source) { forward_range_narrow(call, source, begin, end); })) {

@@ -26,7 +26,7 @@ void depthwise_forward_nhwc(const ConvParams& p, const Parallel& parallel, const
   for (int64_t s = 0; s < p.S; ++s) taps[s] = {s * p.dilation_w - p.pad_w, s};
   const bool prefetched = multiplier == 1 && is_prefetch_worthwhile<T>(p);
 
-  parallel(0, p.N * p.P, grain_for(p.Q * p.K * p.R * p.S), [&](int64_t begin, int64_t end) {
+  parallel(0, p.N * p.P, depthwise_grain(p.Q * p.K * p.R * p.S), [&](int64_t begin, int64_t end) {
     SourceRows<T, A> rows(kOutRows * p.R);
     // With a multiplier the channels of a row are computed grouped by j, and put in order afterwards.
     const int64_t grouped_row = multiplier > 1 ? p.Q * p.K : 0;

@@ -1,6 +1,6 @@
 // The register tile that the pointwise and grouped kernels end in: at most 6 rows x kTileVectors vectors of
 //
-//   c[i][j] = activation(bias + c0 + sum over s, d of a[s][i][a_offset + d * a_step] * b[s][d * b_step + j])
+//   c[i][j] = activation(bias + addend + sum over s, d of a[s][i][a_offset + d * a_step] * b[s][d * b_step + j])
 //
 // with segments s and depths d.
 //
@@ -14,7 +14,7 @@
 // The order of the sum is s, then d, whatever the tile: results do not depend on how a problem is cut into tiles.
 #pragma once
 
-#include "activation.h"
+#include "epilogue.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -37,12 +37,12 @@ struct GemmTile {
   int64_t a_offset;   // added to every a, in elements
   int64_t a_step, b_step;
   int64_t segments, depth;
-  A* const* c;           // (rows)
-  int columns;           // 1 .. kTileColumns
-  bool accumulate;       // c0 is what c holds, else 0
-  bool finish;           // add the bias and apply the activation
-  const A* row_bias;     // (rows) or null
-  const A* column_bias;  // (columns) or null
+  A* const* c;             // (rows)
+  int columns;             // 1 .. kTileColumns
+  const A* const* addend;  // (rows) or null: c itself where a sum goes on, a residual branch
+  bool finish;             // add the bias and apply the activation
+  const A* row_bias;       // (rows) or null
+  const A* column_bias;    // (columns) or null
   Activation activation;
 };
 
@@ -112,28 +112,32 @@ template <class A, int kRows, int kVectors, bool kHalf>
     }
   }
 
+  const Epilogue<A> epilogue(t.activation);
 #pragma GCC unroll 6
   for (int i = 0; i < kRows; ++i) {
-    A* c = t.c[i];
     if constexpr (kHalf) acc[i][kWhole] = HalfVector<A>::widen(half_acc[i]);
+    const auto add_columns = [&](const A* addend) __attribute__((always_inline)) {
 #pragma GCC unroll 4
-    for (int j = 0; j < kVectors; ++j) {
-      const bool last = j == kVectors - 1;
-      V v = acc[i][j];
-      if (t.accumulate) v = v + (last ? V::load(c + j * kWidth, tail) : V::load(c + j * kWidth));
-      if (t.finish) {
-        if (t.row_bias) v = v + V(t.row_bias[i]);
-        if (t.column_bias) {
-          const A* bias = t.column_bias + j * kWidth;
-          v = v + (last ? V::load(bias, tail) : V::load(bias));
-        }
-        v = activate(v, t.activation);
+      for (int j = 0; j < kVectors - 1; ++j) acc[i][j] += V::load(addend + j * kWidth);
+      acc[i][kVectors - 1] += V::load(addend + (kVectors - 1) * kWidth, tail);
+    };
+    if (t.addend) add_columns(t.addend[i]);
+    if (t.finish) {
+      if (t.column_bias) add_columns(t.column_bias);
+      if (t.row_bias) {
+        const V bias(t.row_bias[i]);
+#pragma GCC unroll 4
+        for (int j = 0; j < kVectors; ++j) acc[i][j] += bias;
       }
-      if (last && tail < kWidth) {
-        v.store(c + j * kWidth, tail);
-      } else {
-        v.store(c + j * kWidth);
-      }
+      epilogue.apply(acc[i]);
+    }
+    A* c = t.c[i];
+#pragma GCC unroll 4
+    for (int j = 0; j < kVectors - 1; ++j) acc[i][j].store(c + j * kWidth);
+    if (tail < kWidth) {
+      acc[i][kVectors - 1].store(c + (kVectors - 1) * kWidth, tail);
+    } else {
+      acc[i][kVectors - 1].store(c + (kVectors - 1) * kWidth);
     }
   }
 }
@@ -160,7 +164,7 @@ CNNEXT_INLINE int64_t padded_columns(int64_t columns) {
 
 /// Runs one tile of `rows` x t.columns.
 template <class A>
-inline void gemm_tile(int rows, const GemmTile<A>& t) {
+void gemm_tile(int rows, const GemmTile<A>& t) {
   constexpr int kWidth = Vec<A>::kWidth;
   static constexpr GemmTileKernels<A> kTable =
       gemm_tile_kernels<A>(std::make_index_sequence<GemmTileKernels<A>::kCount>{});

@@ -13,33 +13,9 @@
 #pragma once
 
 #include "grouped_backward_weight.h"
-#include "grouped_few_pixels.h"
-#include "grouped_narrow.h"
-#include "grouped_pixel_columns.h"
-#include "grouped_pixel_rows.h"
+#include "grouped_run.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
-
-/// With fewer pixels than this, turning the filter for grouped_pixel_rows.h costs more than it gains: channels-last,
-/// and channels-first with several taps.
-constexpr int64_t kFewPixels = 12, kFewPixelsPlanar = 100;
-
-template <class T, class A>
-void run_pass(const Pass& pass, Layout layout, const Parallel& parallel, const T* in, const T* filter, const A* bias,
-              T* out) {
-  // Channels-first with one tap already has its columns in place; with more, gathering costs more than turning.
-  const bool columns =
-      layout == Layout::kNHWC ? pass.pixels() < kFewPixels : pass.num_taps <= 1 || pass.pixels() < kFewPixelsPlanar;
-  if (FewPixelsPass<T, A>::takes(pass)) {
-    FewPixelsPass<T, A>(pass, filter, bias, out).run(parallel, in);
-  } else if (NarrowPass<T, A>::takes(pass) && pass.pixels() >= kFewPixels) {
-    run_narrow<T, A>(pass, layout, parallel, in, filter, bias, out);
-  } else if (columns) {
-    run_pixel_columns<T, A>(pass, parallel, in, filter, bias, out);
-  } else {
-    run_pixel_rows<T, A>(pass, layout, parallel, in, filter, bias, out);
-  }
-}
 
 inline void grouped_forward(const ConvParams& p, const Parallel& parallel, const void* x, const void* w,
                             const void* bias, void* y) {
@@ -73,6 +49,14 @@ inline void grouped_backward_weight(const ConvParams& p, const Parallel& paralle
                               static_cast<T*>(dbias));
   });
 }
+
+// For fused.h, which is compiled apart.
+template void run_pass(const Pass&, Layout, const Parallel&, const float*, const float*, const float*, float*);
+template void run_pass(const Pass&, Layout, const Parallel&, const double*, const double*, const double*, double*);
+template void run_pass(const Pass&, Layout, const Parallel&, const Half*, const Half*, const float*, Half*);
+template void run_pass(const Pass&, Layout, const Parallel&, const BFloat16*, const BFloat16*, const float*, BFloat16*);
+template void gemm_tile(int, const GemmTile<float>&);
+template void gemm_tile(int, const GemmTile<double>&);
 
 extern const OpKernels kGroupedKernels;
 const OpKernels kGroupedKernels = {grouped_forward, grouped_backward_input, grouped_backward_weight};

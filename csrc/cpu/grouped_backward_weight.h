@@ -135,7 +135,7 @@ class WeightGradient {
                        q_end - q_begin,
                        c_rows,
                        0,
-                       accumulate,
+                       accumulate ? c_rows : nullptr,
                        false,
                        nullptr,
                        nullptr,

@@ -32,6 +32,10 @@ struct Pass {
   bool rows_contiguous;  // filter(g, m, :, :) is one contiguous run, ordered (c, t)
   bool all_taps;         // every tap of the filter takes part
   Activation activation;
+  // What inference adds to a forward pass; only grouped_pixel_rows.h looks at it.
+  const void* packed_filter = nullptr;  // the filter in the order of packed_filter.h, or null
+  const void* residual = nullptr;       // added before the activation, with the output's type and layout, or null
+  Strides4 residual_strides{};
 
   int64_t depth() const { return in_channels * num_taps; }
   int64_t pixels() const { return N * out_h * out_w; }
@@ -49,18 +53,21 @@ inline void flatten(Pass& pass) {
                          pass.step_w == 1 && pass.in_h == pass.out_h && pass.in_w == pass.out_w;
   if (!pointwise) return;
   Strides4 &in = pass.in_strides, &out = pass.out_strides;
+  const Strides4& residual = pass.residual ? pass.residual_strides : out;
   if (pass.in_h > 1) {
-    if (in.h != pass.in_w * in.w || out.h != pass.out_w * out.w) return;
+    if (in.h != pass.in_w * in.w || out.h != pass.out_w * out.w || residual.h != pass.out_w * residual.w) return;
     pass.in_w = pass.out_w = pass.in_w * pass.in_h;
     pass.in_h = pass.out_h = 1;
   }
-  if (pass.N > 1 && in.n == pass.in_w * in.w && out.n == pass.out_w * out.w) {
+  if (pass.N > 1 && in.n == pass.in_w * in.w && out.n == pass.out_w * out.w &&
+      residual.n == pass.out_w * residual.w) {
     pass.in_w = pass.out_w = pass.in_w * pass.N;
     pass.N = 1;
   }
 }
 
-inline Pass forward_pass(const ConvParams& p) {
+inline Pass forward_pass(const ConvParams& p, const void* packed_filter = nullptr, const void* residual = nullptr,
+                         const Strides4& residual_strides = {}) {
   const int64_t cg = p.channels_per_group(), kg = p.outputs_per_group(), rs = p.R * p.S;
   Tap* taps = scratch<Tap>(Slot::kTaps, rs);
   for (int64_t r = 0; r < p.R; ++r) {
@@ -70,6 +77,9 @@ inline Pass forward_pass(const ConvParams& p) {
   }
   Pass pass{p.N,         p.groups,    cg,   kg, p.H,          p.W,     p.P, p.Q,  p.stride_h, p.stride_w,
             p.x_strides, p.y_strides, taps, rs, kg * cg * rs, cg * rs, rs,  true, true,       p.activation};
+  pass.packed_filter = packed_filter;
+  pass.residual = residual;
+  pass.residual_strides = residual_strides;
   flatten(pass);
   return pass;
 }

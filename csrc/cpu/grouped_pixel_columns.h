@@ -207,7 +207,7 @@ class PixelColumnsPass {
                      0,
                      c_rows,
                      direct ? panel.columns : kColumns,
-                     false,
+                     nullptr,
                      false,
                      nullptr,
                      nullptr,
@@ -216,7 +216,7 @@ class PixelColumnsPass {
       const int64_t channels = min(channel_block_, pass_.in_channels - c0);
       gather(panel, in + c0 * pass_.in_strides.c, channels, b);
       tile.depth = channels * taps;
-      tile.accumulate = c0 > 0;
+      tile.addend = c0 > 0 ? c_rows : nullptr;
       tile.finish = c0 + channels == pass_.in_channels;
       for (int64_t m = m0; m < m1; m += kTileRows) {
         const int rows = static_cast<int>(min(kTileRows, m1 - m));

@@ -4,7 +4,7 @@
 //   columns = output channels of a group      (vectors; the filter turned to (t, c, m), in panels of kTileColumns)
 //   depth   = taps x channels of a group
 //
-// First the filter is turned, once, by all threads. Then a task owns a rectangle of about 96 pixels of an image, one
+// First the filter is turned, once, by all threads, unless it comes packed. Then a task owns a rectangle of about 96 pixels of an image, one
 // group and some filter panels. It tabulates where each pixel's taps lie (grouped_pixel_table.h), and runs register
 // tiles of 6 pixels. A panel of the filter is walked in blocks of at most 256 KB, which stay in L2 for all the pixels.
 // Channels-last output of the accumulator type is written from registers, other output through a tile of scratch.
@@ -17,6 +17,7 @@
 
 #include "gemm_tile.h"
 #include "grouped_pixel_table.h"
+#include "packed_filter.h"
 
 namespace cnnext::cpu::CNNEXT_ISA {
 
@@ -35,6 +36,7 @@ class PixelRowsPass {
         planar_(layout == Layout::kNCHW),
         table_(pass, layout, in, kTileRows),
         bias_(bias),
+        residual_(static_cast<const T*>(pass.residual)),
         out_(out),
         panels_(ceil_div(pass.out_channels, kColumns)) {}
 
@@ -65,6 +67,12 @@ class PixelRowsPass {
   /// The filter as panels (group, panel, t, c, m): in place when its m are already contiguous, else turned in scratch.
   void prepare_filter(const Parallel& parallel, const T* filter) {
     const int64_t depth = pass_.depth();
+    if (pass_.packed_filter != nullptr) {
+      filter_ = static_cast<const A*>(pass_.packed_filter);
+      filter_group_ = packed_size(depth, pass_.out_channels);
+      filter_step_ = kPackedColumns;
+      return;
+    }
     if constexpr (kSameType) {
       if (pass_.num_taps == 1 && pass_.filter_m == 1 && pass_.out_channels % Vec<A>::kWidth == 0) {
         filter_ = filter + pass_.taps[0].index;
@@ -87,6 +95,12 @@ class PixelRowsPass {
                    panel_pitch(panel), turned + g * filter_group_ + panel * filter_panel_);
       }
     });
+  }
+
+  const A* filter_panel(int64_t group, int64_t panel) const {
+    const A* filter = filter_ + group * filter_group_;
+    if (pass_.packed_filter != nullptr) return packed_columns(filter, pass_.depth(), panel * kColumns);
+    return filter + panel * filter_panel_;
   }
 
   void turn_panel(const T* from, int64_t columns, int64_t pitch, A* to) const {
@@ -124,7 +138,8 @@ class PixelRowsPass {
     const int64_t pixels = r.pixels(), segments = table_.segments();
     const A** a_rows = scratch<const A*>(Slot::kTable, table_.size(r) + segments);
     const A** b_rows = a_rows + table_.size(r);
-    A** c_rows = scratch<A*>(Slot::kTargets, pixels);
+    A** c_rows = scratch<A*>(Slot::kTargets, 2 * pixels);
+    const A** residual_rows = residual_ ? const_cast<const A**>(c_rows + pixels) : nullptr;
     table_.locate(r, group * pass_.in_channels, pass_.in_channels, a_rows, filled);
 
     const bool direct = kSameType && !planar_;
@@ -135,9 +150,18 @@ class PixelRowsPass {
       for (int64_t p = r.p0; p < r.p1; ++p) {
         for (int64_t q = r.q0; q < r.q1; ++q, ++i) {
           if constexpr (kSameType) {
-            if (direct) c_rows[i] = out_pixel(r.n, p, q) + first;
+            if (direct) {
+              c_rows[i] = out_pixel(r.n, p, q) + first;
+              if (residual_) residual_rows[i] = residual_pixel(r.n, p, q) + first;
+            }
           }
-          if (!direct) c_rows[i] = partial + i * kColumns;
+          if (!direct) {
+            c_rows[i] = partial + i * kColumns;
+            if (residual_) {
+              residual_rows[i] = c_rows[i];
+              copy_run(residual_pixel(r.n, p, q) + first, 1, c_rows[i], columns);
+            }
+          }
         }
       }
       const int64_t step = filter_step_ != 0 ? filter_step_ : panel_pitch(panel);
@@ -150,12 +174,12 @@ class PixelRowsPass {
                        0,
                        nullptr,
                        static_cast<int>(columns),
-                       false,
+                       nullptr,
                        false,
                        nullptr,
                        bias_ == nullptr ? nullptr : bias_ + first,
                        pass_.activation};
-      sweep(tile, filter_ + group * filter_group_ + panel * filter_panel_, pixels, a_rows, c_rows, b_rows);
+      sweep(tile, filter_panel(group, panel), pixels, a_rows, c_rows, residual_rows, b_rows);
       if (direct) continue;
       if (planar_) {
         store_planar(pass_, r, partial, kColumns, columns, out_ + first * pass_.out_strides.c);
@@ -174,9 +198,14 @@ class PixelRowsPass {
     return out_ + n * pass_.out_strides.n + p * pass_.out_strides.h + q * pass_.out_strides.w;
   }
 
+  const T* residual_pixel(int64_t n, int64_t p, int64_t q) const {
+    const Strides4& s = pass_.residual_strides;
+    return residual_ + n * s.n + p * s.h + q * s.w;
+  }
+
   /// One panel over all pixels of a rectangle, in blocks of segments (or of a part of one) that fit kFilterBlockBytes.
   void sweep(GemmTile<A>& tile, const A* filter, int64_t pixels, const A* const* a_rows, A* const* c_rows,
-             const A** b_rows) const {
+             const A* const* residual_rows, const A** b_rows) const {
     const int64_t segments = table_.segments(), depth = pass_.in_channels * table_.taps_merged();
     const int64_t fitting = max(1, kFilterBlockBytes / (kColumns * int64_t(sizeof(A))));  // filter rows of a block
     const int64_t segment_block = max(1, fitting / depth);
@@ -187,11 +216,12 @@ class PixelRowsPass {
         tile.depth = min(depth_block, depth - d0);
         tile.a_offset = d0;
         for (int64_t s = 0; s < tile.segments; ++s) b_rows[s] = filter + ((s0 + s) * depth + d0) * tile.b_step;
-        tile.accumulate = s0 > 0 || d0 > 0;
+        const A* const* addends = s0 > 0 || d0 > 0 ? c_rows : residual_rows;
         tile.finish = s0 + segment_block >= segments && d0 + depth_block >= depth;
         for (int64_t i = 0; i < pixels; i += kTileRows) {
           tile.a = a_rows + i * segments + s0 * kTileRows;
           tile.c = c_rows + i;
+          tile.addend = addends == nullptr ? nullptr : addends + i;
           gemm_tile(static_cast<int>(min(kTileRows, pixels - i)), tile);
         }
       }
@@ -202,6 +232,7 @@ class PixelRowsPass {
   const bool planar_;
   const PixelTable<T, A> table_;
   const A* bias_;
+  const T* residual_;
   T* out_;
   const int64_t panels_;
   const A* filter_ = nullptr;

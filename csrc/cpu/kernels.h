@@ -19,6 +19,39 @@ using BackwardInputFn = void (*)(const ConvParams&, const Parallel&, const void*
 using BackwardWeightFn = void (*)(const ConvParams&, const Parallel&, const void* dy, const void* x, void* dw,
                                   void* dbias);
 
+/// Output channels of a panel of a packed filter (packed_filter.h), on every machine.
+constexpr int64_t kPackedColumns = 64;
+
+/// What inference puts behind a convolution, and what it has made of the filter beforehand.
+struct FusedOperands {
+  const void* x;
+  const void* w;
+  const void* packed_w;  // the filter in the order of packed_filter.h, as accumulators, or null
+  const void* bias;      // (K) or null
+  const void* residual;  // added before the activation, with the layout of y, or null
+  Strides4 residual_strides;
+  void* y;
+};
+
+/// y = activation(conv(x, w) + bias + residual), one group or several.
+using FusedFn = void (*)(const ConvParams&, const Parallel&, const FusedOperands&);
+
+/// The depthwise-separable block: a depthwise convolution, its bias and activation, then a 1x1 convolution.
+/// Channels-last, without a multiplier; the operands are those of the 1x1 convolution, x that of the depthwise one.
+struct SeparableParams {
+  ConvParams depthwise;   // its y_strides are not looked at
+  ConvParams pointwise;   // its x_strides are not looked at
+  const void* depthwise_w;
+  const void* depthwise_bias;  // (C) or null
+};
+using SeparableFn = void (*)(const SeparableParams&, const Parallel&, const FusedOperands&);
+
+struct FusedKernels {
+  FusedFn conv;
+  FusedFn add_residual;  // y = activation(y + residual), behind a kernel without either
+  SeparableFn separable;
+};
+
 struct OpKernels {
   ForwardFn forward;
   BackwardInputFn backward_input;
@@ -31,6 +64,7 @@ struct KernelTable {
   OpKernels depthwise;
   OpKernels grouped;
   OpKernels pointwise;
+  FusedKernels fused;
 };
 
 /// The table in use: the widest instruction set this machine has, or the one named by the environment variable
