@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from cnnext import backends, functional, models, ops
 from cnnext.convert import convert
+from cnnext.fuse import fuse
+from cnnext.fusion.report import FusionReport, fusion_report
 from cnnext.modules import DepthwiseConv2d, DepthwiseSeparableConv2d, GroupedConv2d, PointwiseConv2d
 
 try:
@@ -20,11 +22,14 @@ except PackageNotFoundError:  # imported from a source tree that is not installe
 __all__ = [
     "DepthwiseConv2d",
     "DepthwiseSeparableConv2d",
+    "FusionReport",
     "GroupedConv2d",
     "PointwiseConv2d",
     "backends",
     "convert",
     "functional",
+    "fuse",
+    "fusion_report",
     "models",
     "ops",
 ]

@@ -25,6 +25,21 @@ __all__ = ["depthwise_conv2d", "grouped_conv2d", "pointwise_conv2d", "separable_
 _ACTIVATION_INDEX: dict[str | None, int] = {None: 0, **{name: i for i, name in enumerate(ops.ACTIVATIONS)}}
 
 
+def activation_index(activation: str | None) -> int:
+    """The number of an activation in `cnnext.ops.ACTIVATIONS`; None is "none".
+
+    Raises:
+        ValueError: unknown activation.
+
+    >>> activation_index("relu")
+    1
+    """
+    if activation not in _ACTIVATION_INDEX:
+        expected = ", ".join(map(repr, ops.ACTIVATIONS))
+        raise ValueError(f"unknown activation {activation!r}: expected None or one of {expected}")
+    return _ACTIVATION_INDEX[activation]
+
+
 def depthwise_conv2d(
     input: Tensor,
     weight: Tensor,
@@ -261,9 +276,7 @@ def _make_call(
     activation: str | None,
 ) -> ConvCall:
     """The call that a backend gets: batched, with symmetric numeric padding."""
-    if activation not in _ACTIVATION_INDEX:
-        expected = ", ".join(map(repr, ops.ACTIVATIONS))
-        raise ValueError(f"unknown activation {activation!r}: expected None or one of {expected}")
+    index = activation_index(activation)
     if family == "pointwise" and weight.dim() == 4 and weight.shape[2:] != (1, 1):
         raise ValueError(f"pointwise_conv2d expects a weight of shape (K, C, 1, 1), but got {tuple(weight.shape)}")
     if input.dim() == 3:
@@ -281,7 +294,7 @@ def _make_call(
         _as_pair(padding),
         _as_pair(dilation),
         groups,
-        _ACTIVATION_INDEX[activation],
+        index,
     )
 
 
