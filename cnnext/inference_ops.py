@@ -1,18 +1,20 @@
 """The operators of inference: convolutions with everything fused behind them that `cnnext.fuse` puts there.
 
-    cnnext::fused_conv2d(input, weight, bias, residual, packed_weight, stride, padding, dilation, groups, activation)
+    cnnext::fused_conv2d(input, weight, bias, residual, packed_weight, *geometry, groups, activation)
     cnnext::separable_conv2d(input, depthwise_weight, depthwise_bias, weight, bias, residual, packed_weight,
-                             stride, padding, dilation, depthwise_activation, activation)
+                             *geometry, depthwise_activation, activation)
 
 The first computes activation(conv(input, weight) + bias + residual), the second a depthwise convolution, its bias and
-activation, and then the same with a 1x1 convolution. Stride, padding and dilation of the second are those of its
-depthwise half.
+activation, and then the same with a 1x1 convolution. `geometry` is stride, padding and dilation, each as height and
+width: six numbers, because unpacking three lists takes longer than all the rest of a small call. That of the second
+operator is of its depthwise half.
 
 Shapes: input (N, C, H, W); weight (K, C / groups, R, S), or (K, M, 1, 1) behind a depthwise_weight (M, 1, R, S);
 biases (K) and (M); residual and output (N, K, P, Q). `activation` is an index into `cnnext.ops.ACTIVATIONS`.
 `packed_weight` is what `pack_filter` makes of the weight, or None: CPU kernels read it in place of the weight.
 
-They have no gradient: `cnnext.fused_modules` takes the operators of `cnnext.ops` where one is needed.
+They have no gradient, and no autograd kernel to say so, whose way through Python would double the cost of a small call:
+`cnnext.fusion.modules` takes the operators of `cnnext.ops` where a gradient is needed.
 """
 
 from __future__ import annotations
@@ -54,20 +56,20 @@ def pack_filter(weight: Tensor, groups: int = 1) -> Tensor:
     return rows.unflatten(1, (panels, _PACKED_COLUMNS)).permute(0, 1, 4, 3, 2).reshape(-1)
 
 
+def _lists(numbers: Sequence[int]) -> tuple[Sequence[int], Sequence[int], Sequence[int]]:
+    """Stride, padding and dilation as the operators of `cnnext.ops` take them."""
+    return numbers[0:2], numbers[2:4], numbers[4:6]
+
+
+_POINTWISE_GEOMETRY = (1, 1, 0, 0, 1, 1)
+
+
 def _fused_conv2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    packed_weight: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    activation: int,
+    input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, packed: Tensor | None, *numbers: int
 ) -> Tensor:
+    *geometry, groups, activation = numbers
     fused = activation if residual is None else 0
-    output = ops.FAMILIES["grouped"].forward(input, weight, bias, stride, padding, dilation, groups, fused)
+    output = ops.FAMILIES["grouped"].forward(input, weight, bias, *_lists(geometry), groups, fused)
     return output if residual is None else ops.apply_activation(output + residual, activation)
 
 
@@ -78,24 +80,19 @@ def _separable_conv2d(
     weight: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
-    packed_weight: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    depthwise_activation: int,
-    activation: int,
+    packed: Tensor | None,
+    *numbers: int,
 ) -> Tensor:
-    middle = ops.FAMILIES["depthwise"].forward(
-        input, depthwise_weight, depthwise_bias, stride, padding, dilation, depthwise_activation
-    )
-    return _fused_conv2d(middle, weight, bias, residual, packed_weight, [1, 1], [0, 0], [1, 1], 1, activation)
+    *geometry, first, second = numbers
+    middle = ops.FAMILIES["depthwise"].forward(input, depthwise_weight, depthwise_bias, *_lists(geometry), first)
+    return _fused_conv2d(middle, weight, bias, residual, packed, *_POINTWISE_GEOMETRY, 1, second)
 
 
 def _fake_fused_conv2d(
-    input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, packed_weight: Tensor | None, *rest: Any
+    input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, packed: Tensor | None, *numbers: int
 ) -> Tensor:
-    *geometry, groups, activation = rest
-    return ops.fake_forward(input, weight, bias, ops.Geometry(*geometry, groups), activation)
+    *geometry, groups, activation = numbers
+    return ops.fake_forward(input, weight, bias, ops.Geometry(*_lists(geometry), groups), activation)
 
 
 def _fake_separable_conv2d(
@@ -105,22 +102,19 @@ def _fake_separable_conv2d(
     weight: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
-    packed_weight: Tensor | None,
-    *rest: Any,
+    packed: Tensor | None,
+    *numbers: int,
 ) -> Tensor:
-    *geometry, first, second = rest
-    middle = ops.fake_forward(
-        input, depthwise_weight, depthwise_bias, ops.Geometry(*geometry, input.shape[1]), first
-    )
-    return ops.fake_forward(middle, weight, bias, ops.Geometry([1, 1], [0, 0], [1, 1], 1), second)
+    *geometry, first, second = numbers
+    depthwise = ops.Geometry(*_lists(geometry), input.shape[1])
+    middle = ops.fake_forward(input, depthwise_weight, depthwise_bias, depthwise, first)
+    return ops.fake_forward(middle, weight, bias, ops.Geometry(*_lists(_POINTWISE_GEOMETRY), 1), second)
 
 
 _LIBRARY = torch.library.Library("cnnext", "FRAGMENT")
-_GEOMETRY = "SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation"
-
-
-def _no_gradient(ctx: Any, *grads: Tensor) -> Any:
-    raise RuntimeError("cnnext's fused operators have no gradient; use cnnext.functional, or the model before fuse()")
+_GEOMETRY = ", ".join(
+    f"SymInt {name}_{axis}" for name in ("stride", "padding", "dilation") for axis in ("h", "w")
+)
 
 
 def _declare(name: str, arguments: str, kernel: Any, fake: Any) -> Any:
@@ -128,7 +122,6 @@ def _declare(name: str, arguments: str, kernel: Any, fake: Any) -> Any:
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"cnnext::{name}", fake, lib=_LIBRARY)
     operator = getattr(torch.ops.cnnext, name).default
-    torch.library.register_autograd(operator, _no_gradient, lib=_LIBRARY)
     ops.register_autocast(_LIBRARY, operator, "cpu", torch._C.DispatchKey.AutocastCPU)
     ops.register_autocast(_LIBRARY, operator, "cuda", torch._C.DispatchKey.AutocastCUDA)
     return operator

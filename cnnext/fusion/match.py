@@ -256,13 +256,16 @@ def addends_of(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 
 
 def passed_through(node: fx.Node) -> fx.Node | None:
-    """What a node returns as it is: the argument of nn.Identity, or of torchvision's stochastic depth in evaluation."""
+    """What a node returns as it is: the argument of nn.Identity, and of dropout and of torchvision's stochastic depth in
+    evaluation mode."""
     first = node.args[0] if node.args else None
     if not isinstance(first, fx.Node):
         return None
     module = module_of(node)
-    if type(module) is nn.Identity:
-        return None if _has_hooks(module) else first
+    if module is not None:
+        drops_nothing = isinstance(module, nn.modules.dropout._DropoutNd) and not module.training
+        same = type(module) is nn.Identity or drops_nothing
+        return first if same and len(node.args) == 1 and not _has_hooks(module) else None
     if getattr(node.target, "__name__", "") == "stochastic_depth" and node.op == "call_function":
         found = _arguments(node, "input", "p", "mode", training=True)
         return first if found is not None and found["training"] is False else None

@@ -8,7 +8,7 @@ into a weight in place calls `pack` afterwards.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,19 +67,21 @@ class _Fused(nn.Module):
         super()._load_from_state_dict(state_dict, *args, **kwargs)
         self.pack()
 
-    def _takes_operator(self, input: Tensor, residual: Tensor | None, output: Callable[[], list[int]]) -> bool:
+    def _output_size(self, input: Tensor) -> list[int]:
+        raise NotImplementedError
+
+    def _takes_operator(self, input: Tensor, weight: Tensor, residual: Tensor | None) -> bool:
         """Whether the fused operator computes this call; else the plain convolutions do, which take any call."""
-        if not input.is_cpu or input.dim() != 4 or backends.is_forced(None) or needs_gradient(input, self.weight, residual):
-            return False
-        if input.dtype not in KERNEL_DTYPES:
+        if not input.is_cpu or input.dim() != 4 or input.dtype not in KERNEL_DTYPES or backends.is_forced(None):
             return False
         if residual is None:
-            return True
+            return not needs_gradient(input, weight)
         return (
             isinstance(residual, Tensor)
+            and not needs_gradient(input, weight, residual)
             and residual.dtype == input.dtype
-            and residual.device == input.device
-            and list(residual.shape) == output()
+            and residual.is_cpu
+            and list(residual.shape) == self._output_size(input)
         )
 
 
@@ -127,7 +129,9 @@ class FusedConv2d(_Fused):
         self.stride, self.padding, self.dilation = list(stride), list(padding), list(dilation)
         self.groups = groups
         self.activation = activation
-        self.activation_index = functional.activation_index(activation)
+        # What the operator takes behind its tensors.
+        geometry = (*stride, *padding, *dilation)
+        self._numbers = (*geometry, groups, functional.activation_index(activation))
         self.parts = parts
         self.training = False
         self.pack()
@@ -172,18 +176,17 @@ class FusedConv2d(_Fused):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Runs on the fused operator on a CPU, and as plain convolutions elsewhere or where a gradient is needed."""
-        if self._takes_operator(input, residual, lambda: self._output_size(input)):
+        # NOTE: nn.Module looks an attribute that is a Parameter up last, which takes longer than the checks.
+        parameters = self._parameters
+        weight = cast(Tensor, parameters["weight"])
+        if self._takes_operator(input, weight, residual):
             return inference_ops.FUSED_CONV2D(
                 input,
-                self.weight,
-                self.bias,
+                weight,
+                parameters["bias"],
                 residual,
-                self.packed_weight,
-                self.stride,
-                self.padding,
-                self.dilation,
-                self.groups,
-                self.activation_index,
+                self._buffers["packed_weight"],
+                *self._numbers,
             )
         fused = self.activation if residual is None else None
         geometry = (self.stride, self.padding, self.dilation)
@@ -222,7 +225,8 @@ class FusedSeparableConv2d(_Fused):
         self.bias = pointwise.bias
         self.stride, self.padding, self.dilation = depthwise.stride, depthwise.padding, depthwise.dilation
         self.depthwise_activation, self.activation = depthwise.activation, pointwise.activation
-        self.activation_indices = (depthwise.activation_index, pointwise.activation_index)
+        activations = map(functional.activation_index, (self.depthwise_activation, self.activation))
+        self._numbers = (*self.stride, *self.padding, *self.dilation, *activations)
         self.parts = depthwise.parts + pointwise.parts
         self.training = False
         self.pack()
@@ -242,19 +246,18 @@ class FusedSeparableConv2d(_Fused):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Runs on the fused operator on a CPU, and on `cnnext.functional` elsewhere or where a gradient is needed."""
-        if self._takes_operator(input, residual, lambda: self._output_size(input)):
+        parameters = self._parameters
+        weight = cast(Tensor, parameters["weight"])
+        if self._takes_operator(input, weight, residual):
             return inference_ops.SEPARABLE_CONV2D(
                 input,
-                self.depthwise_weight,
-                self.depthwise_bias,
-                self.weight,
-                self.bias,
+                parameters["depthwise_weight"],
+                parameters["depthwise_bias"],
+                weight,
+                parameters["bias"],
                 residual,
-                self.packed_weight,
-                self.stride,
-                self.padding,
-                self.dilation,
-                *self.activation_indices,
+                self._buffers["packed_weight"],
+                *self._numbers,
             )
         output = functional.separable_conv2d(
             input,

@@ -162,14 +162,18 @@ struct Extras {
   }
 };
 
+// NOTE: numbers in place of lists: unpacking three lists takes longer than all the rest of a small call.
+
 Tensor fused_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
-                    const std::optional<Tensor>& residual, const std::optional<Tensor>& packed_weight, IntList stride,
-                    IntList padding, IntList dilation, int64_t groups, int64_t activation) {
+                    const std::optional<Tensor>& residual, const std::optional<Tensor>& packed_weight, int64_t stride_h,
+                    int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w,
+                    int64_t groups, int64_t activation) {
   check_4d(input, "input");
   const bool depthwise = groups > 1 && groups == input.size(1);
   const Family family = depthwise ? Family::kDepthwise : Family::kGrouped;
-  ForwardCall call = prepare_forward(family, input, weight, bias, make_geometry(stride, padding, dilation), groups,
-                                     activation);
+  const Geometry geometry =
+      check_geometry({{stride_h, stride_w}, {padding_h, padding_w}, {dilation_h, dilation_w}});
+  ForwardCall call = prepare_forward(family, input, weight, bias, geometry, groups, activation);
   ConvParams& params = call.params;
   const Extras extras(params, call.output, residual, packed_weight);
   if (params.N == 0) return call.output;
@@ -192,22 +196,25 @@ Tensor fused_conv2d(const Tensor& input, const Tensor& weight, const std::option
 Tensor separable_conv2d(const Tensor& input, const Tensor& depthwise_weight,
                         const std::optional<Tensor>& depthwise_bias, const Tensor& weight,
                         const std::optional<Tensor>& bias, const std::optional<Tensor>& residual,
-                        const std::optional<Tensor>& packed_weight, IntList stride, IntList padding, IntList dilation,
+                        const std::optional<Tensor>& packed_weight, int64_t stride_h, int64_t stride_w,
+                        int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w,
                         int64_t depthwise_activation, int64_t activation) {
   check_4d(input, "input");
   check_4d(depthwise_weight, "depthwise_weight");
   const Layout layout = output_layout(input, depthwise_weight);
   if (layout != Layout::kNHWC || depthwise_weight.size(0) != input.size(1)) {
     const Tensor middle =
-        depthwise_conv2d(input, depthwise_weight, depthwise_bias, stride, padding, dilation, depthwise_activation);
-    return fused_conv2d(middle, weight, bias, residual, packed_weight, {1, 1}, {0, 0}, {1, 1}, 1, activation);
+        depthwise_conv2d(input, depthwise_weight, depthwise_bias, {stride_h, stride_w}, {padding_h, padding_w},
+                         {dilation_h, dilation_w}, depthwise_activation);
+    return fused_conv2d(middle, weight, bias, residual, packed_weight, 1, 1, 0, 0, 1, 1, 1, activation);
   }
   ConvParams depthwise =
       make_forward_params(Family::kDepthwise, input, sizes_of(input), depthwise_weight,
-                          make_geometry(stride, padding, dilation), kDepthwiseGroups, depthwise_activation);
+                          check_geometry({{stride_h, stride_w}, {padding_h, padding_w}, {dilation_h, dilation_w}}),
+                          kDepthwiseGroups, depthwise_activation);
   ConvParams pointwise =
       make_forward_params(Family::kPointwise, input, {depthwise.N, depthwise.K, depthwise.P, depthwise.Q}, weight,
-                          make_geometry({1, 1}, {0, 0}, {1, 1}), 1, activation);
+                          {{1, 1}, {0, 0}, {1, 1}}, 1, activation);
   depthwise.layout = pointwise.layout = layout;
   const Tensor x = with_unit_stride(input, layout), w = as_contiguous(weight);
   const Tensor depthwise_w = as_contiguous(depthwise_weight);

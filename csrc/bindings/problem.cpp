@@ -73,13 +73,18 @@ Dims4 strides_of(const Tensor& tensor) {
   return {strides[0], strides[1], strides[2], strides[3]};
 }
 
-Geometry make_geometry(const IntList& stride, const IntList& padding, const IntList& dilation) {
-  const Geometry geometry{make_pair(stride, "stride"), make_pair(padding, "padding"), make_pair(dilation, "dilation")};
-  STD_TORCH_CHECK(geometry.padding.h >= 0 && geometry.padding.w >= 0, "negative padding is not supported");
-  STD_TORCH_CHECK(geometry.stride.h > 0 && geometry.stride.w > 0, "non-positive stride is not supported");
-  STD_TORCH_CHECK(geometry.dilation.h > 0 && geometry.dilation.w > 0, "dilation should be greater than zero, but got ",
-                  list_to_string(dilation));
+Geometry check_geometry(const Geometry& geometry) {
+  const auto& [stride, padding, dilation] = geometry;
+  STD_TORCH_CHECK(padding.h >= 0 && padding.w >= 0, "negative padding is not supported");
+  STD_TORCH_CHECK(stride.h > 0 && stride.w > 0, "non-positive stride is not supported");
+  STD_TORCH_CHECK(dilation.h > 0 && dilation.w > 0, "dilation should be greater than zero, but got ",
+                  list_to_string({dilation.h, dilation.w}));
   return geometry;
+}
+
+Geometry make_geometry(const IntList& stride, const IntList& padding, const IntList& dilation) {
+  return check_geometry(
+      {make_pair(stride, "stride"), make_pair(padding, "padding"), make_pair(dilation, "dilation")});
 }
 
 Layout suggested_layout(const Dims4& sizes, const Dims4& strides) {

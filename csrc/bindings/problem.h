@@ -39,7 +39,10 @@ std::string to_string(const Dims4& dims);
 Dims4 sizes_of(const Tensor& tensor);
 Dims4 strides_of(const Tensor& tensor);
 
-/// Checks the lists' lengths and signs, with the words of F.conv2d.
+/// Checks the signs, with the words of F.conv2d.
+Geometry check_geometry(const Geometry& geometry);
+
+/// The same of lists, whose lengths are checked too.
 Geometry make_geometry(const IntList& stride, const IntList& padding, const IntList& dilation);
 
 /// Layout that `tensor`'s strides suggest, by the rule of at::Tensor::suggest_memory_format.

@@ -178,7 +178,9 @@ class PixelRowsPass {
                        false,
                        nullptr,
                        bias_ == nullptr ? nullptr : bias_ + first,
-                       pass_.activation};
+                       pass_.activation,
+                       nullptr,
+                       0};
       sweep(tile, filter_panel(group, panel), pixels, a_rows, c_rows, residual_rows, b_rows);
       if (direct) continue;
       if (planar_) {

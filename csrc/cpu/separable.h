@@ -85,7 +85,8 @@ class SeparablePass {
         has_depthwise_bias_(params.depthwise_bias != nullptr),
         bias_(bias_as_accumulators<A>(static_cast<const T*>(operands.bias), p_.K)),
         packed_(static_cast<const A*>(operands.packed_w)),
-        filter_(static_cast<const T*>(operands.w)) {
+        filter_(static_cast<const T*>(operands.w)),
+        prefetched_(int64_t(sizeof(T)) * (d_.H * d_.W * d_.C + d_.P * d_.Q * p_.K) > 1024 * 1024) {
     if (has_depthwise_bias_) copy_run(static_cast<const T*>(params.depthwise_bias), 1, depthwise_bias_.data(), d_.C);
   }
 
@@ -166,6 +167,11 @@ class SeparablePass {
         }
       }
       call.num_rows = rows.size();
+      if (prefetched_) {
+        const int64_t first = max(0, (p + step - 1) * d_.stride_h + (d_.R - 1) * d_.dilation_h - d_.pad_h + 1);
+        const int64_t count = max(0, min(step * d_.stride_h, d_.H - first));
+        call.source_to_come = {x_ + r.n * d_.x_strides.n + first * d_.x_strides.h, count, d_.x_strides.h};
+      }
       correlate_rows(call);
     }
     if constexpr (kSameType) {
@@ -206,7 +212,8 @@ class SeparablePass {
           }
         }
       }
-      multiply_panel(k, columns, pixels, tiles, a_rows, c_rows, residual_rows);
+      const A* to_come = panel + 1 < panel_end ? packed_columns(packed_, d_.C, k + kColumns) : nullptr;
+      multiply_panel(k, columns, pixels, tiles, a_rows, c_rows, residual_rows, to_come);
       if constexpr (!kSameType) {
         i = 0;
         for (int64_t p = r.p0; p < r.p1; ++p) {
@@ -220,7 +227,7 @@ class SeparablePass {
 
   /// The product of one panel with the pixels, in blocks of the depth whose filter stays in L2 for all of them.
   void multiply_panel(int64_t k, int64_t columns, int64_t pixels, int64_t tiles, const A* const* a_rows,
-                      A* const* c_rows, const A* const* residual_rows) const {
+                      A* const* c_rows, const A* const* residual_rows, const A* panel_to_come) const {
     constexpr int64_t kDepthBlock = 256 * 1024 / (kColumns * int64_t(sizeof(A)));
     const A* b_row;
     GemmTile<A> tile{nullptr,
@@ -236,7 +243,11 @@ class SeparablePass {
                      false,
                      nullptr,
                      bias_ == nullptr ? nullptr : bias_ + k,
-                     p_.activation};
+                     p_.activation,
+                     nullptr,
+                     0};
+    constexpr int64_t kLine = 64 / sizeof(A);
+    const int64_t rows_to_come = panel_to_come == nullptr ? 0 : d_.C * kPackedColumns;
     for (int64_t d = 0; d < d_.C; d += kDepthBlock) {
       tile.depth = min(kDepthBlock, d_.C - d);
       tile.a_offset = d;
@@ -248,8 +259,21 @@ class SeparablePass {
         tile.a = a_rows + i * kTileRows;
         tile.c = c_rows + first;
         tile.addend = addends == nullptr ? nullptr : addends + first;
+        // The tiles of a panel fetch the next one, a line with each step of the depth.
+        const int64_t fetched = (i * d_.C + d) * kLine;
+        const bool fetches = fetched + tile.depth * kLine <= rows_to_come;
+        if (prefetched_ && kSameType && i + 1 < tiles && d == 0) prefetch_rows(c_rows + last, (i + 2) * pixels / tiles - last, columns);
+        tile.to_come = fetches ? panel_to_come + fetched : b_row;
+        tile.to_come_step = fetches ? kLine : 0;
         gemm_tile(static_cast<int>(last - first), tile);
       }
+    }
+  }
+
+  /// Asks for `count` rows of the output, to be written.
+  static void prefetch_rows(A* const* rows, int64_t count, int64_t columns) {
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t j = 0; j < columns; j += 64 / sizeof(A)) __builtin_prefetch(rows[i] + j, 1, 2);
     }
   }
 
@@ -270,6 +294,7 @@ class SeparablePass {
   const A* bias_;
   const A* packed_;
   const T* filter_;
+  const bool prefetched_;
   SeparablePlan plan_{};
 };
 
