@@ -1,6 +1,6 @@
 """The operators of inference: convolutions with everything fused behind them that `cnnext.fuse` puts there.
 
-    cnnext::fused_conv2d(input, weight, bias, residual, packed_weight, *geometry, groups, activation)
+    cnnext::fused_conv2d(input, weight, bias, residual, packed_weight, *geometry, groups, activation, channels_last)
     cnnext::separable_conv2d(input, depthwise_weight, depthwise_bias, weight, bias, residual, packed_weight,
                              *geometry, depthwise_activation, activation)
 
@@ -11,6 +11,7 @@ operator is of its depthwise half.
 
 Shapes: input (N, C, H, W); weight (K, C / groups, R, S), or (K, M, 1, 1) behind a depthwise_weight (M, 1, R, S);
 biases (K) and (M); residual and output (N, K, P, Q). `activation` is an index into `cnnext.ops.ACTIVATIONS`.
+With `channels_last` the output is channels_last whatever the input is.
 `packed_weight` is what `pack_filter` makes of the weight, or None: CPU kernels read it in place of the weight.
 
 They have no gradient, and no autograd kernel to say so, whose way through Python would double the cost of a small call:
@@ -67,9 +68,11 @@ _POINTWISE_GEOMETRY = (1, 1, 0, 0, 1, 1)
 def _fused_conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, packed: Tensor | None, *numbers: int
 ) -> Tensor:
-    *geometry, groups, activation = numbers
+    *geometry, groups, activation, channels_last = numbers
     fused = activation if residual is None else 0
     output = ops.FAMILIES["grouped"].forward(input, weight, bias, *_lists(geometry), groups, fused)
+    if channels_last:
+        output = output.contiguous(memory_format=torch.channels_last)
     return output if residual is None else ops.apply_activation(output + residual, activation)
 
 
@@ -85,14 +88,15 @@ def _separable_conv2d(
 ) -> Tensor:
     *geometry, first, second = numbers
     middle = ops.FAMILIES["depthwise"].forward(input, depthwise_weight, depthwise_bias, *_lists(geometry), first)
-    return _fused_conv2d(middle, weight, bias, residual, packed, *_POINTWISE_GEOMETRY, 1, second)
+    return _fused_conv2d(middle, weight, bias, residual, packed, *_POINTWISE_GEOMETRY, 1, second, False)
 
 
 def _fake_fused_conv2d(
     input: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, packed: Tensor | None, *numbers: int
 ) -> Tensor:
-    *geometry, groups, activation = numbers
-    return ops.fake_forward(input, weight, bias, ops.Geometry(*_lists(geometry), groups), activation)
+    *geometry, groups, activation, channels_last = numbers
+    output = ops.fake_forward(input, weight, bias, ops.Geometry(*_lists(geometry), groups), activation)
+    return torch.empty_like(output, memory_format=torch.channels_last) if channels_last else output
 
 
 def _fake_separable_conv2d(
@@ -130,7 +134,7 @@ def _declare(name: str, arguments: str, kernel: Any, fake: Any) -> Any:
 FUSED_CONV2D = _declare(
     "fused_conv2d",
     "Tensor input, Tensor weight, Tensor? bias, Tensor? residual, Tensor? packed_weight, "
-    f"{_GEOMETRY}, SymInt groups, int activation",
+    f"{_GEOMETRY}, SymInt groups, int activation, bool channels_last",
     _fused_conv2d,
     _fake_fused_conv2d,
 )

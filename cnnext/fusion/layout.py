@@ -1,6 +1,6 @@
 """Lets the inside of a graph run channels_last, which is the layout of the fused CPU kernels.
 
-The input of a fused module is turned to channels_last where it enters; whatever follows keeps that layout by itself, as
+The input of a fused module is turned to channels_last where it enters, by the kernel itself if it is an image; whatever follows keeps that layout by itself, as
 PyTorch's operators do. Values are the same in any layout, so most nodes need not know. Turned back are what leaves the
 graph, and the arguments of nodes that look at strides or that are not PyTorch's own.
 """
@@ -63,11 +63,15 @@ def run_channels_last(graph_module: fx.GraphModule) -> None:
         if isinstance(module_of(node), (FusedConv2d, FusedSeparableConv2d)) and node.args[0] not in source:
             entry = node.args[0]
             assert isinstance(entry, fx.Node)
+            source[node] = entry
+            module = module_of(node)
+            if isinstance(module, FusedConv2d) and module.reads_planes():
+                module.return_channels_last()
+                continue
             if entry not in entered:
                 with graph.inserting_before(node):
                     entered[entry] = graph.call_function(enter_channels_last, (entry,))
             node.update_arg(0, entered[entry])
-            source[node] = entry
         elif inputs:
             source[node] = source[inputs[0]]
     graph_module.recompile()

@@ -22,6 +22,8 @@ __all__ = ["FusedConv2d", "FusedSeparableConv2d"]
 # Below this, most of a panel of 64 output channels would be zeros, once for each group.
 _LEAST_OUTPUTS_OF_A_PACKED_GROUP = 32
 
+_MOST_CHANNELS_OF_PLANES = 4
+
 
 def _parameter(tensor: Tensor | None) -> nn.Parameter | None:
     return None if tensor is None else nn.Parameter(tensor.detach(), requires_grad=False)
@@ -131,7 +133,7 @@ class FusedConv2d(_Fused):
         self.activation = activation
         # What the operator takes behind its tensors.
         geometry = (*stride, *padding, *dilation)
-        self._numbers = (*geometry, groups, functional.activation_index(activation))
+        self._numbers = (*geometry, groups, functional.activation_index(activation), False)
         self.parts = parts
         self.training = False
         self.pack()
@@ -158,6 +160,14 @@ class FusedConv2d(_Fused):
             and self.stride == [1, 1]
             and self.padding == [0, 0]
         )
+
+    def reads_planes(self) -> bool:
+        """Whether a channels-first input of so few channels is best turned by the kernel itself."""
+        return self.groups == 1 and self.in_channels <= _MOST_CHANNELS_OF_PLANES
+
+    def return_channels_last(self) -> None:
+        """From now on the output on a CPU is channels_last, whatever the input is."""
+        self._numbers = (*self._numbers[:-1], True)
 
     def _groups(self) -> int:
         return self.groups

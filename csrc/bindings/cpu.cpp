@@ -153,6 +153,7 @@ struct Extras {
   cpu::FusedOperands operands(const ConvParams& params, const Tensor& x, const Tensor& w,
                               const std::optional<Tensor>& bias, const Tensor& output) const {
     return {x.const_data_ptr(),
+            params.layout,
             w.const_data_ptr(),
             packed_weight ? packed_weight->const_data_ptr() : nullptr,
             bias ? bias->const_data_ptr() : nullptr,
@@ -162,22 +163,39 @@ struct Extras {
   }
 };
 
+/// prepare_forward for a channels_last output of a channels-first input, which is read in `x_layout`.
+ForwardCall prepare_turned(Family family, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
+                           const Geometry& geometry, int64_t groups, int64_t activation, Layout x_layout) {
+  const ConvParams params = make_forward_params(family, input, sizes_of(input), weight, geometry, groups, activation);
+  ForwardCall call{params, with_unit_stride(input, x_layout), as_contiguous(weight), make_bias(bias, params.K, input),
+                   empty_dense({params.N, params.K, params.P, params.Q}, Layout::kNHWC, input)};
+  call.params.layout = Layout::kNHWC;
+  call.params.x_strides = kernel_strides(call.x, x_layout);
+  call.params.y_strides = kernel_strides(call.output, Layout::kNHWC);
+  return call;
+}
+
 // NOTE: numbers in place of lists: unpacking three lists takes longer than all the rest of a small call.
 
 Tensor fused_conv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                     const std::optional<Tensor>& residual, const std::optional<Tensor>& packed_weight, int64_t stride_h,
                     int64_t stride_w, int64_t padding_h, int64_t padding_w, int64_t dilation_h, int64_t dilation_w,
-                    int64_t groups, int64_t activation) {
+                    int64_t groups, int64_t activation, bool channels_last) {
   check_4d(input, "input");
   const bool depthwise = groups > 1 && groups == input.size(1);
   const Family family = depthwise ? Family::kDepthwise : Family::kGrouped;
   const Geometry geometry =
       check_geometry({{stride_h, stride_w}, {padding_h, padding_w}, {dilation_h, dilation_w}});
-  ForwardCall call = prepare_forward(family, input, weight, bias, geometry, groups, activation);
+  const bool turns = channels_last && output_layout(input, weight) == Layout::kNCHW;
+  // A dense convolution reads planes as they lie; for others the input is turned.
+  const Layout x_layout = turns && groups == 1 ? Layout::kNCHW : Layout::kNHWC;
+  ForwardCall call = turns ? prepare_turned(family, input, weight, bias, geometry, groups, activation, x_layout)
+                           : prepare_forward(family, input, weight, bias, geometry, groups, activation);
   ConvParams& params = call.params;
   const Extras extras(params, call.output, residual, packed_weight);
   if (params.N == 0) return call.output;
-  const cpu::FusedOperands operands = extras.operands(params, call.x, call.w, call.bias, call.output);
+  cpu::FusedOperands operands = extras.operands(params, call.x, call.w, call.bias, call.output);
+  if (turns) operands.x_layout = x_layout;
   const cpu::FusedKernels& kernels = cpu::kernels().fused;
   if (!depthwise) {
     kernels.conv(params, torch_pool(), operands);
@@ -206,7 +224,7 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& depthwise_weight,
     const Tensor middle =
         depthwise_conv2d(input, depthwise_weight, depthwise_bias, {stride_h, stride_w}, {padding_h, padding_w},
                          {dilation_h, dilation_w}, depthwise_activation);
-    return fused_conv2d(middle, weight, bias, residual, packed_weight, 1, 1, 0, 0, 1, 1, 1, activation);
+    return fused_conv2d(middle, weight, bias, residual, packed_weight, 1, 1, 0, 0, 1, 1, 1, activation, false);
   }
   ConvParams depthwise =
       make_forward_params(Family::kDepthwise, input, sizes_of(input), depthwise_weight,

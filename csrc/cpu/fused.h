@@ -14,6 +14,10 @@ extern template void run_pass(const Pass&, Layout, const Parallel&, const float*
 extern template void run_pass(const Pass&, Layout, const Parallel&, const double*, const double*, const double*, double*);
 extern template void run_pass(const Pass&, Layout, const Parallel&, const Half*, const Half*, const float*, Half*);
 extern template void run_pass(const Pass&, Layout, const Parallel&, const BFloat16*, const BFloat16*, const float*, BFloat16*);
+extern template void run_pixel_rows(const Pass&, Layout, Layout, const Parallel&, const float*, const float*, const float*, float*);
+extern template void run_pixel_rows(const Pass&, Layout, Layout, const Parallel&, const double*, const double*, const double*, double*);
+extern template void run_pixel_rows(const Pass&, Layout, Layout, const Parallel&, const Half*, const Half*, const float*, Half*);
+extern template void run_pixel_rows(const Pass&, Layout, Layout, const Parallel&, const BFloat16*, const BFloat16*, const float*, BFloat16*);
 
 /// y = activation(y + residual), for kernels that leave the residual out.
 template <class T, class A>
@@ -44,6 +48,14 @@ inline void fused_conv(const ConvParams& params, const Parallel& parallel, const
     using T = typename decltype(types)::T;
     using A = typename decltype(types)::A;
     Pass pass = forward_pass(params, operands.packed_w, operands.residual, operands.residual_strides);
+    if (operands.x_layout != params.layout) {
+      // From planes to channels-last in one step. It has a few channels, so the input is copied in any case.
+      run_pixel_rows<T, A>(pass, operands.x_layout, params.layout, parallel, static_cast<const T*>(operands.x),
+                           static_cast<const T*>(operands.w),
+                           bias_as_accumulators<A>(static_cast<const T*>(operands.bias), params.K),
+                           static_cast<T*>(operands.y));
+      return;
+    }
     const bool add_behind = operands.residual != nullptr && !adds_residual<T, A>(pass, params.layout);
     if (add_behind) {
       pass.activation = Activation::kNone;

@@ -286,6 +286,37 @@ inline void transpose_floats(const float* from, int64_t from_row, float* to, int
   }
 }
 
+/// Lane l of the k-th vector of three interleaved rows comes from row (k * kWidth + l) % 3, column (k * kWidth + l) / 3.
+/// kSecond = 0: lanes of rows 0 and 1, the others whatever; kSecond = 1: those, and row 2 as the second operand.
+template <size_t k, size_t kWidth, int kSecond, size_t... kLane>
+constexpr auto triple_indices(std::index_sequence<kLane...>) {
+  if constexpr (kSecond == 0) {
+    return std::index_sequence<((k * kWidth + kLane) % 3 % 2 * kWidth + (k * kWidth + kLane) / 3)...>{};
+  } else {
+    return std::index_sequence<((k * kWidth + kLane) % 3 == 2 ? kWidth + (k * kWidth + kLane) / 3 : kLane)...>{};
+  }
+}
+
+/// to[3 * j + i] = from[i * from_row + j] for i < 3, j < columns: planes of an RGB image to pixels.
+inline void interleave_three(const float* from, int64_t from_row, float* to, int64_t columns) {
+  using V = Vec<float>;
+  constexpr size_t kWidth = V::kWidth;
+  int64_t j = 0;
+  for (; j + V::kWidth <= columns; j += V::kWidth) {
+    const V a = V::load(from + j), b = V::load(from + from_row + j), c = V::load(from + 2 * from_row + j);
+    const auto store = [&](auto k) __attribute__((always_inline)) {
+      const V pair = shuffle(a, b, triple_indices<k, kWidth, 0>(Lanes<float>{}));
+      shuffle(pair, c, triple_indices<k, kWidth, 1>(Lanes<float>{})).store(to + 3 * j + k * V::kWidth);
+    };
+    store(std::integral_constant<size_t, 0>{});
+    store(std::integral_constant<size_t, 1>{});
+    store(std::integral_constant<size_t, 2>{});
+  }
+  for (; j < columns; ++j) {
+    for (int64_t i = 0; i < 3; ++i) to[3 * j + i] = from[i * from_row + j];
+  }
+}
+
 /// to[j * to_row + i] = from[i * from_row + j] for i < rows, j < columns, converted where the types differ.
 /// Only those elements are read and written.
 template <class From, class To>
@@ -294,6 +325,7 @@ inline void transpose(const From* from, int64_t from_row, To* to, int64_t to_row
   using V = Vec<A>;
   constexpr int kWidth = V::kWidth;
   if constexpr (std::is_same_v<From, float> && std::is_same_v<To, float>) {
+    if (rows == 3 && to_row == 3) return interleave_three(from, from_row, to, columns);
     if (rows >= 4 && columns >= 4) return transpose_floats(from, from_row, to, to_row, rows, columns);
   }
   for (int64_t i = 0; i < rows; i += kWidth) {

@@ -31,10 +31,10 @@ class PixelRowsPass {
  public:
   static constexpr int kColumns = kTileColumns<A>;
 
-  PixelRowsPass(const Pass& pass, Layout layout, const T* in, const A* bias, T* out)
+  PixelRowsPass(const Pass& pass, Layout in_layout, Layout out_layout, const T* in, const A* bias, T* out)
       : pass_(pass),
-        planar_(layout == Layout::kNCHW),
-        table_(pass, layout, in, kTileRows),
+        planar_(out_layout == Layout::kNCHW),
+        table_(pass, in_layout, in, kTileRows),
         bias_(bias),
         residual_(static_cast<const T*>(pass.residual)),
         out_(out),
@@ -231,7 +231,7 @@ class PixelRowsPass {
   }
 
   const Pass pass_;
-  const bool planar_;
+  const bool planar_;  // of the output
   const PixelTable<T, A> table_;
   const A* bias_;
   const T* residual_;
@@ -244,9 +244,9 @@ class PixelRowsPass {
 
 /// Runs one pass. `bias` holds accumulators, or is null.
 template <class T, class A>
-void run_pixel_rows(const Pass& pass, Layout layout, const Parallel& parallel, const T* in, const T* filter,
-                    const A* bias, T* out) {
-  PixelRowsPass<T, A>(pass, layout, in, bias, out).run(parallel, filter);
+void run_pixel_rows(const Pass& pass, Layout in_layout, Layout out_layout, const Parallel& parallel, const T* in,
+                    const T* filter, const A* bias, T* out) {
+  PixelRowsPass<T, A>(pass, in_layout, out_layout, in, bias, out).run(parallel, filter);
 }
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -36,7 +36,7 @@ void run_pass(const Pass& pass, Layout layout, const Parallel& parallel, const T
   } else if (prefers_pixel_columns(pass, layout)) {
     run_pixel_columns<T, A>(pass, parallel, in, filter, bias, out);
   } else {
-    run_pixel_rows<T, A>(pass, layout, parallel, in, filter, bias, out);
+    run_pixel_rows<T, A>(pass, layout, layout, parallel, in, filter, bias, out);
   }
 }
 

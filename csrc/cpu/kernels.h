@@ -25,6 +25,7 @@ constexpr int64_t kPackedColumns = 64;
 /// What inference puts behind a convolution, and what it has made of the filter beforehand.
 struct FusedOperands {
   const void* x;
+  Layout x_layout;       // of `conv`, may be kNCHW where the params' is kNHWC
   const void* w;
   const void* packed_w;  // the filter in the order of packed_filter.h, as accumulators, or null
   const void* bias;      // (K) or null
