@@ -55,8 +55,18 @@ class OpKernels(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("forward", "backward_input", "backward_weight")]
 
 
+class FusedKernels(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("conv", "add_residual", "separable")]
+
+
 class KernelTable(ctypes.Structure):
-    _fields_ = [("isa", ctypes.c_char_p), ("depthwise", OpKernels), ("grouped", OpKernels), ("pointwise", OpKernels)]
+    _fields_ = [
+        ("isa", ctypes.c_char_p),
+        ("depthwise", OpKernels),
+        ("grouped", OpKernels),
+        ("pointwise", OpKernels),
+        ("fused", FusedKernels),
+    ]
 
 
 def load_table(path: Path, isa: str) -> KernelTable | None:
@@ -104,7 +114,7 @@ def _make_parallel(split: str) -> Parallel:
     return Parallel(FOR_FUNCTION(parallel_for), threads)
 
 
-_PARALLEL = {split: _make_parallel(split) for split in SPLITS}
+PARALLEL = {split: _make_parallel(split) for split in SPLITS}
 
 
 # --- Memory under guard ----------------------------------------------------------------------------------------------
@@ -273,7 +283,7 @@ class Runner:
         tensors = [*operands, *(None if output is None else output.tensor for output in outputs)]
         pointers = [None if t is None else t.data_ptr() for t in tensors]
         kernel = self._kernel(family, direction, len(pointers))
-        kernel(ctypes.byref(params), ctypes.byref(_PARALLEL[split]), *pointers)
+        kernel(ctypes.byref(params), ctypes.byref(PARALLEL[split]), *pointers)
         for output in outputs:
             if output is not None:
                 assert output.arena.untouched_beside(output.tensor), f"{direction} wrote beside its output"

@@ -18,12 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 POISONED_HEAP = {"MALLOC_PERTURB_": "1"}
 
 
-@pytest.mark.parametrize("family", CASES)
-@pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
-def test_kernels_of_every_instruction_set(isa: str, family: str) -> None:
-    flags = ["--at-start"] if isa == "avx2" else []  # one set is enough for reading before the operands
-    command = [sys.executable, "-m", "tests.kernel_sweep", "--isa", isa, "--family", family, *flags]
-    command += ["--library", str(_extension.cpu.path)]
+def _sweep(module: str, isa: str, *flags: str) -> None:
+    flags += ("--at-start",) if isa == "avx2" else ()  # one set is enough for reading before the operands
+    command = [sys.executable, "-m", module, "--isa", isa, *flags, "--library", str(_extension.cpu.path)]
     result = subprocess.run(
         command, cwd=ROOT, env=os.environ | POISONED_HEAP, capture_output=True, text=True, timeout=300
     )
@@ -31,3 +28,14 @@ def test_kernels_of_every_instruction_set(isa: str, family: str) -> None:
         pytest.skip(f"this machine does not have {isa}")
     assert result.returncode == 0, f"exit status {result.returncode}\n{result.stdout[-4000:]}\n{result.stderr[-4000:]}"
     assert " 0 failures" in result.stdout
+
+
+@pytest.mark.parametrize("family", CASES)
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
+def test_kernels_of_every_instruction_set(isa: str, family: str) -> None:
+    _sweep("tests.kernel_sweep", isa, "--family", family)
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "baseline"])
+def test_fused_kernels_of_every_instruction_set(isa: str) -> None:
+    _sweep("tests.fused_sweep", isa)

@@ -25,13 +25,16 @@ SOURCES = ROOT / "csrc"
 COMPILER = os.environ.get("CXX", "g++")
 CHECKS = ("exact_values", "rounded_values", "infinities", "activations", "scalars")
 
-# A table of one family of one instruction set, so that a fault costs one translation unit.
+# A table of one family of one instruction set, so that a fault costs one translation unit; the fused kernels call those
+# of the others.
+_STEMS = {"depthwise": ("depthwise",), "grouped": ("gemm",), "pointwise": ("gemm",)}
+_STEMS["fused"] = ("fused", "gemm", "depthwise")
 TABLE = """
 #include "cpu/kernels.h"
 #include <cstring>
-namespace cnnext::cpu::{isa} {{ extern const OpKernels {kernels}; }}
+namespace cnnext::cpu::{isa} {{ extern const {type} {kernels}; }}
 extern "C" const cnnext::cpu::KernelTable* cnnext_cpu_kernels_for(const char* isa) {{
-  static cnnext::cpu::KernelTable table{{"{isa}", {{}}, {{}}, {{}}}};
+  static cnnext::cpu::KernelTable table{{"{isa}", {{}}, {{}}, {{}}, {{}}}};
   table.{family} = cnnext::cpu::{isa}::{kernels};
   return std::strcmp(isa, "{isa}") == 0 ? &table : nullptr;
 }}
@@ -48,18 +51,25 @@ def _run(command: Sequence[str | Path], timeout: float) -> tuple[int, str]:
 
 def _build(sources: Path, folder: Path, family: str, isa: str) -> tuple[Path, str | None]:
     """The kernels of one family and instruction set as a shared object, and the compiler's complaint if any."""
-    stem = "depthwise" if family == "depthwise" else "gemm"
     table = folder / "table.cpp"
-    table.write_text(TABLE.format(isa=isa, family=family, kernels=f"k{family.capitalize()}Kernels"))
+    table.write_text(TABLE.format(isa=isa, family=family, type="FusedKernels" if family == "fused" else "OpKernels", kernels=f"k{family.capitalize()}Kernels"))
     library = folder / "kernels.so"
     flags = ["-std=c++17", "-O1", "-g0", "-w", "-fPIC", "-shared", f"-I{sources}"]
-    status, output = _run([COMPILER, *flags, table, sources / f"cpu/isa/{stem}_{isa}.cpp", "-o", library], 600)
+    status, output = _run([COMPILER, *flags, table, *(sources / f"cpu/isa/{stem}_{isa}.cpp" for stem in _STEMS[family]), "-o", library], 600)
     return library, output[-2000:] if status else None
 
 
+def _sweep_command(library: Path, family: str, isa: str, direction: str | None = None) -> list[str]:
+    """The sweep of a family, or of one of its directions."""
+    where = ["--library", str(library), "--isa", isa]
+    if family == "fused":
+        return [sys.executable, "-m", "tests.fused_sweep", *where, *(["--kernel", direction] if direction else [])]
+    only = ["--direction", direction] if direction else []
+    return [sys.executable, "-m", "tests.kernel_sweep", *where, "--family", family, *only]
+
+
 def _sweep(library: Path, fault: Fault, isa: str, *flags: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "tests.kernel_sweep", "--library", str(library), "--isa", isa, *flags]
-    return _run([*command, "--family", fault.family, "--direction", fault.direction], 300)
+    return _run([*_sweep_command(library, fault.family, isa, fault.direction), *flags], 300)
 
 
 def _isa_of(fault: Fault) -> str:
@@ -99,8 +109,7 @@ def check_unchanged(faults: Sequence[Fault]) -> list[str]:
         with tempfile.TemporaryDirectory(prefix="cnnext-fault-") as name:
             library, complaint = _build(SOURCES, Path(name), family, isa)
             if complaint is None:
-                command = [sys.executable, "-m", "tests.kernel_sweep", "--library", str(library), "--isa", isa]
-                status, output = _run([*command, "--family", family], 600)
+                status, output = _run(_sweep_command(library, family, isa), 600)
                 complaint = output[-2000:] if status else None
         print(f"{'ok' if complaint is None else 'BROKEN':8} {family} kernels of {isa} without a fault", flush=True)
         if complaint is not None:

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 
+from tests.fused_sweep import KERNELS
 from tests.mutation import triton_mutants
 from tests.mutation.__main__ import COMPILER, SOURCES, check_unchanged, try_fault
 from tests.mutation.cuda import ROOT, kernel_files
@@ -29,10 +30,10 @@ def test_faults_fit_the_kernels(fault: Fault) -> None:
 
 def test_every_kernel_has_a_fault() -> None:
     planted = {(fault.family, fault.direction) for fault in FAULTS}
-    assert planted == {
-        (family, direction) for family in ("depthwise", "grouped", "pointwise") for direction in DIRECTIONS
-    }
-    files = {path.name for path in (SOURCES / "cpu").glob("*.h") if path.name.startswith(("depthwise_", "grouped_"))}
+    convolutions = {(family, direction) for family in ("depthwise", "grouped", "pointwise") for direction in DIRECTIONS}
+    assert planted == convolutions | {("fused", kernel) for kernel in KERNELS}
+    stems = ("depthwise_", "fused", "grouped_", "packed_", "separable")
+    files = {path.name for path in (SOURCES / "cpu").glob("*.h") if path.name.startswith(stems)}
     assert files <= {fault.file for fault in FAULTS}, "a kernel file without a fault"
 
 
