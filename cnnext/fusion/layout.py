@@ -7,6 +7,7 @@ graph, and the arguments of nodes that look at strides or that are not PyTorch's
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,6 +47,14 @@ def _knows_strides(node: fx.Node) -> bool:
     return not home.startswith(("torch", "_operator", "builtins", "math", "cnnext.")) and node.target is not getattr
 
 
+def _insert(before: fx.Node, function: Callable[..., Any], *arguments: fx.Node) -> fx.Node:
+    """A call of one of the functions above, which another trace, such as that of unpickling, must not look into."""
+    with before.graph.inserting_before(before):
+        call = before.graph.call_function(function, arguments)
+    call.meta["is_wrapped"] = True
+    return call
+
+
 def run_channels_last(graph_module: fx.GraphModule) -> None:
     """Puts the conversions into a graph, in place."""
     graph = graph_module.graph
@@ -56,9 +65,7 @@ def run_channels_last(graph_module: fx.GraphModule) -> None:
         inputs = [argument for argument in node.all_input_nodes if argument in source]
         if node.op == "output" or (node.op.startswith("call") and _knows_strides(node)):
             for argument in inputs:
-                with graph.inserting_before(node):
-                    left = graph.call_function(leave_channels_last, (argument, source[argument]))
-                node.replace_input_with(argument, left)
+                node.replace_input_with(argument, _insert(node, leave_channels_last, argument, source[argument]))
             continue
         if isinstance(module_of(node), (FusedConv2d, FusedSeparableConv2d)) and node.args[0] not in source:
             entry = node.args[0]
@@ -69,8 +76,7 @@ def run_channels_last(graph_module: fx.GraphModule) -> None:
                 module.return_channels_last()
                 continue
             if entry not in entered:
-                with graph.inserting_before(node):
-                    entered[entry] = graph.call_function(enter_channels_last, (entry,))
+                entered[entry] = _insert(node, enter_channels_last, entry)
             node.update_arg(0, entered[entry])
         elif inputs:
             source[node] = source[inputs[0]]

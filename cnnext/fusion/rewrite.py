@@ -68,6 +68,11 @@ def _sole_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
+def _eliminate_dead_code(graph: fx.Graph) -> None:
+    """Takes out nodes that nobody reads, unless they overwrite what others read."""
+    graph.eliminate_dead_code(lambda node: node.is_impure() or is_in_place(node))
+
+
 def _simplify(graph: fx.Graph) -> None:
     """Takes out nodes that do nothing, and assertions that hold, which would count as readers of what they look at."""
     for node in list(graph.nodes):
@@ -77,7 +82,7 @@ def _simplify(graph: fx.Graph) -> None:
             graph.erase_node(node)
         elif is_dimension_check(node):
             graph.erase_node(node)
-    graph.eliminate_dead_code()
+    _eliminate_dead_code(graph)
 
 
 class _Rewriter:
@@ -100,7 +105,7 @@ class _Rewriter:
                 self._leave(node, str(reason))
         for node in list(self._graph.nodes):
             self._pair(node)
-        self._graph.eliminate_dead_code()
+        _eliminate_dead_code(self._graph)
         self._root.delete_all_unused_submodules()
         self._root.recompile()
 
