@@ -43,8 +43,8 @@ def pack_filter(weight: Tensor, groups: int = 1) -> Tensor:
         groups: a divisor of K.
 
     Returns:
-        One dimension, float64 for a float64 weight and float32 for others: (groups, panels of 64 output channels, R * S,
-        C / groups, 64), with zeros beyond the last output channel.
+        One dimension, float64 for a float64 weight and float32 for others: (groups, panels of 64 output channels,
+        R * S, C / groups, 64), with zeros beyond the last output channel.
 
     >>> pack_filter(torch.ones(3, 5, 1, 1)).shape
     torch.Size([320])
@@ -116,9 +116,7 @@ def _fake_separable_conv2d(
 
 
 _LIBRARY = torch.library.Library("cnnext", "FRAGMENT")
-_GEOMETRY = ", ".join(
-    f"SymInt {name}_{axis}" for name in ("stride", "padding", "dilation") for axis in ("h", "w")
-)
+_GEOMETRY = ", ".join(f"SymInt {name}_{axis}" for name in ("stride", "padding", "dilation") for axis in ("h", "w"))
 
 
 def _declare(name: str, arguments: str, kernel: Any, fake: Any) -> Any:

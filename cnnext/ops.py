@@ -418,7 +418,12 @@ def register_autocast(
         dtype = torch.get_autocast_dtype(device_type)
 
         def cast(name: str, arg: Any) -> Any:
-            if not isinstance(arg, Tensor) or name == "packed_weight" or not arg.is_floating_point() or arg.dtype == torch.float64:
+            if (
+                not isinstance(arg, Tensor)
+                or name == "packed_weight"
+                or not arg.is_floating_point()
+                or arg.dtype == torch.float64
+            ):
                 return arg
             return arg.to(dtype) if arg.device.type == device_type else arg
 

@@ -25,7 +25,6 @@ from cnnext.inference_ops import pack_filter
 from cnnext.ops import ACTIVATIONS
 from tests.cases import Case, case, generator
 from tests.kernel_library import (
-    DTYPE_NUMBERS,
     LAYOUT_NUMBERS,
     PARALLEL,
     SPLITS,

@@ -1,1 +1,1 @@
-"""What `cnnext.fuse` is made of: reading a graph (match.py), rewriting it (rewrite.py), and the modules it puts there."""
+"""What `cnnext.fuse` is made of: reading a graph (match.py), rewriting it, and the modules that it puts there."""

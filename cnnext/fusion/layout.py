@@ -1,8 +1,9 @@
 """Lets the inside of a graph run channels_last, which is the layout of the fused CPU kernels.
 
-The input of a fused module is turned to channels_last where it enters, by the kernel itself if it is an image; whatever follows keeps that layout by itself, as
-PyTorch's operators do. Values are the same in any layout, so most nodes need not know. Turned back are what leaves the
-graph, and the arguments of nodes that look at strides or that are not PyTorch's own.
+The input of a fused module is turned to channels_last where it enters, by the kernel itself if it is an image; whatever
+follows keeps that layout by itself, as PyTorch's operators do. Values are the same in any layout, so most nodes need
+not know. Turned back are what leaves the graph, and the arguments of nodes that look at strides or that are not
+PyTorch's own.
 """
 
 from __future__ import annotations

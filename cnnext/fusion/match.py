@@ -157,16 +157,16 @@ def _conv_of_module(node: fx.Node) -> Conv | None:
         return None
     stride, dilation = _pair(module.stride), _pair(module.dilation)
     padding = _padding(module.padding, module.weight, stride, dilation)
-    return Conv(
-        str(node.target), found["input"], module.weight, module.bias, stride, padding, dilation, module.groups
-    )
+    return Conv(str(node.target), found["input"], module.weight, module.bias, stride, padding, dilation, module.groups)
 
 
 def norm_of(node: fx.Node) -> Norm | None:
     """The batch norm in evaluation mode, with running statistics, that a node computes."""
     if node.op == "call_module":
         module, found = module_of(node), _arguments(node, "input")
-        if type(module) not in _NORM_TYPES or found is None or module.training or _has_hooks(module):
+        if not isinstance(module, _NORM_TYPES) or type(module) not in _NORM_TYPES or found is None:
+            return None
+        if module.training or _has_hooks(module):
             return None
         if module.running_mean is None or module.running_var is None:
             return None
@@ -198,13 +198,13 @@ _ACTIVATION_TYPES: dict[type[nn.Module], str] = {
     nn.Hardswish: "hardswish",
 }
 _ACTIVATION_FUNCTIONS: dict[Any, str] = {
-    **{f: "relu" for f in (F.relu, F.relu_, torch.relu, torch.relu_, aten.relu.default, aten.relu_.default)},
-    **{f: "relu6" for f in (F.relu6, aten.relu6.default)},
-    **{f: "sigmoid" for f in (F.sigmoid, torch.sigmoid, aten.sigmoid.default, aten.sigmoid_.default)},
-    **{f: "tanh" for f in (F.tanh, torch.tanh, aten.tanh.default, aten.tanh_.default)},
-    **{f: "mish" for f in (F.mish, aten.mish.default, aten.mish_.default)},
-    **{f: "silu" for f in (F.silu, aten.silu.default, aten.silu_.default)},
-    **{f: "hardswish" for f in (F.hardswish, aten.hardswish.default, aten.hardswish_.default)},
+    **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, aten.relu.default, aten.relu_.default), "relu"),
+    **dict.fromkeys((F.relu6, aten.relu6.default), "relu6"),
+    **dict.fromkeys((F.sigmoid, torch.sigmoid, aten.sigmoid.default, aten.sigmoid_.default), "sigmoid"),
+    **dict.fromkeys((F.tanh, torch.tanh, aten.tanh.default, aten.tanh_.default), "tanh"),
+    **dict.fromkeys((F.mish, aten.mish.default, aten.mish_.default), "mish"),
+    **dict.fromkeys((F.silu, aten.silu.default, aten.silu_.default), "silu"),
+    **dict.fromkeys((F.hardswish, aten.hardswish.default, aten.hardswish_.default), "hardswish"),
 }
 _ACTIVATION_METHODS = {"relu": "relu", "relu_": "relu", "sigmoid": "sigmoid", "sigmoid_": "sigmoid"} | {
     "tanh": "tanh",
@@ -256,8 +256,9 @@ def addends_of(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 
 
 def passed_through(node: fx.Node) -> fx.Node | None:
-    """What a node returns as it is: the argument of nn.Identity, and of dropout and of torchvision's stochastic depth in
-    evaluation mode."""
+    """What a node returns as it is: the argument of nn.Identity, and in evaluation mode that of dropout and of
+    torchvision's stochastic depth.
+    """
     first = node.args[0] if node.args else None
     if not isinstance(first, fx.Node):
         return None

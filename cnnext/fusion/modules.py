@@ -1,8 +1,8 @@
 """The modules that `cnnext.fuse` puts into a model: a convolution, or a separable block, with all that is fused to it.
 
-Their weights are Parameters that need no gradient. On a CPU they also hold the filter of the matrix product in the order
-in which the kernels read it, a buffer that is made anew whenever the weights are loaded, moved or cast. Whoever writes
-into a weight in place calls `pack` afterwards.
+Their weights are Parameters that need no gradient. On a CPU they also hold the filter of the matrix product in the
+order in which the kernels read it: a buffer that is made anew whenever the weights are loaded, moved or cast. Whoever
+writes into a weight in place calls `pack` afterwards.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from cnnext import backends, functional, inference_ops, ops
@@ -41,6 +40,7 @@ class _Fused(nn.Module):
     """What the fused modules share: the packed filter, and which path a call takes."""
 
     weight: nn.Parameter
+    bias: nn.Parameter | None
     packed_weight: Tensor | None
 
     #: What was fused, as the report names it: (name in the model, kind), in order.
@@ -205,9 +205,7 @@ class FusedConv2d(_Fused):
         elif self.groups == 1 and tuple(self.weight.shape[2:]) == (1, 1):
             output = functional.pointwise_conv2d(input, self.weight, self.bias, *geometry, activation=fused)
         else:
-            output = functional.grouped_conv2d(
-                input, self.weight, self.bias, *geometry, self.groups, activation=fused
-            )
+            output = functional.grouped_conv2d(input, self.weight, self.bias, *geometry, self.groups, activation=fused)
         return output if residual is None else _behind(output, residual, self.activation)
 
 
@@ -226,6 +224,9 @@ class FusedSeparableConv2d(_Fused):
     >>> block(torch.ones(1, 4, 1, 1)).flatten()
     tensor([4., 4.])
     """
+
+    depthwise_weight: nn.Parameter
+    depthwise_bias: nn.Parameter | None
 
     def __init__(self, depthwise: FusedConv2d, pointwise: FusedConv2d) -> None:
         super().__init__()

@@ -3,9 +3,9 @@
     convolution -> batch norm -> + residual -> activation        FusedConv2d
     depthwise FusedConv2d -> 1x1 FusedConv2d                     FusedSeparableConv2d
 
-A node is taken into a chain if the chain before it has no other reader. The fused call stands where the last node of the
-chain stood, so that a residual that is computed in between exists; a chain ends before that move would carry a read past
-a node that overwrites a tensor.
+A node is taken into a chain if the chain before it has no other reader. The fused call stands where the last node of
+the chain stood, so that a residual that is computed in between exists; a chain ends before that move would carry a read
+past a node that overwrites a tensor.
 """
 
 from __future__ import annotations
@@ -199,5 +199,5 @@ class _Rewriter:
 
 
 def fuse_graph(graph_module: fx.GraphModule) -> None:
-    """Fuses what can be fused in a graph, in place. Convolutions that are left alone keep the reason as an attribute."""
+    """Fuses what can be fused in a graph, in place; a convolution left alone keeps the reason as an attribute."""
     _Rewriter(graph_module).run()

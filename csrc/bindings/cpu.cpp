@@ -143,8 +143,8 @@ struct Extras {
     const int64_t columns = (params.outputs_per_group() + kPackedColumns - 1) / kPackedColumns * kPackedColumns;
     const int64_t size = params.groups * columns * params.channels_per_group() * params.R * params.S;
     const DType dtype = params.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
-    STD_TORCH_CHECK(packed_argument->is_cpu() && packed_argument->is_contiguous() &&
-                        packed_argument->numel() == size && dtype_of(*packed_argument) == dtype,
+    STD_TORCH_CHECK(packed_argument->is_cpu() && packed_argument->is_contiguous() && packed_argument->numel() == size &&
+                        dtype_of(*packed_argument) == dtype,
                     "expected packed_weight to be what cnnext.inference_ops.pack_filter makes of the weight, with ",
                     size, " elements, but got one of ", packed_argument->numel(), " elements");
     packed_weight = packed_argument;
@@ -184,8 +184,7 @@ Tensor fused_conv2d(const Tensor& input, const Tensor& weight, const std::option
   check_4d(input, "input");
   const bool depthwise = groups > 1 && groups == input.size(1);
   const Family family = depthwise ? Family::kDepthwise : Family::kGrouped;
-  const Geometry geometry =
-      check_geometry({{stride_h, stride_w}, {padding_h, padding_w}, {dilation_h, dilation_w}});
+  const Geometry geometry = check_geometry({{stride_h, stride_w}, {padding_h, padding_w}, {dilation_h, dilation_w}});
   const bool turns = channels_last && output_layout(input, weight) == Layout::kNCHW;
   // A dense convolution reads planes as they lie; for others the input is turned.
   const Layout x_layout = turns && groups == 1 ? Layout::kNCHW : Layout::kNHWC;
@@ -221,9 +220,8 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& depthwise_weight,
   check_4d(depthwise_weight, "depthwise_weight");
   const Layout layout = output_layout(input, depthwise_weight);
   if (layout != Layout::kNHWC || depthwise_weight.size(0) != input.size(1)) {
-    const Tensor middle =
-        depthwise_conv2d(input, depthwise_weight, depthwise_bias, {stride_h, stride_w}, {padding_h, padding_w},
-                         {dilation_h, dilation_w}, depthwise_activation);
+    const Tensor middle = depthwise_conv2d(input, depthwise_weight, depthwise_bias, {stride_h, stride_w},
+                                           {padding_h, padding_w}, {dilation_h, dilation_w}, depthwise_activation);
     return fused_conv2d(middle, weight, bias, residual, packed_weight, 1, 1, 0, 0, 1, 1, 1, activation, false);
   }
   ConvParams depthwise =
@@ -243,9 +241,9 @@ Tensor separable_conv2d(const Tensor& input, const Tensor& depthwise_weight,
   pointwise.y_strides = kernel_strides(output, layout);
   const Extras extras(pointwise, output, residual, packed_weight);
   if (depthwise.N == 0) return output;
-  cpu::kernels().fused.separable({depthwise, pointwise, depthwise_w.const_data_ptr(),
-                                  depthwise_b ? depthwise_b->const_data_ptr() : nullptr},
-                                 torch_pool(), extras.operands(pointwise, x, w, b, output));
+  cpu::kernels().fused.separable(
+      {depthwise, pointwise, depthwise_w.const_data_ptr(), depthwise_b ? depthwise_b->const_data_ptr() : nullptr},
+      torch_pool(), extras.operands(pointwise, x, w, b, output));
   return output;
 }
 

@@ -83,8 +83,7 @@ Geometry check_geometry(const Geometry& geometry) {
 }
 
 Geometry make_geometry(const IntList& stride, const IntList& padding, const IntList& dilation) {
-  return check_geometry(
-      {make_pair(stride, "stride"), make_pair(padding, "padding"), make_pair(dilation, "dilation")});
+  return check_geometry({make_pair(stride, "stride"), make_pair(padding, "padding"), make_pair(dilation, "dilation")});
 }
 
 Layout suggested_layout(const Dims4& sizes, const Dims4& strides) {

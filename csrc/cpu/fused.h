@@ -1,4 +1,5 @@
-// The kernels of inference: convolutions with everything behind them that cnnext.fuse puts there, and the separable block.
+// The kernels of inference: convolutions with everything behind them that cnnext.fuse puts there, and the separable
+// block.
 //
 //   fused_conv        y = activation(conv(x, w) + bias + residual)
 //   fused_separable   separable.h
@@ -11,13 +12,19 @@ namespace cnnext::cpu::CNNEXT_ISA {
 
 // Compiled with grouped.h.
 extern template void run_pass(const Pass&, Layout, const Parallel&, const float*, const float*, const float*, float*);
-extern template void run_pass(const Pass&, Layout, const Parallel&, const double*, const double*, const double*, double*);
+extern template void run_pass(const Pass&, Layout, const Parallel&, const double*, const double*, const double*,
+                              double*);
 extern template void run_pass(const Pass&, Layout, const Parallel&, const Half*, const Half*, const float*, Half*);
-extern template void run_pass(const Pass&, Layout, const Parallel&, const BFloat16*, const BFloat16*, const float*, BFloat16*);
-extern template void run_pixel_rows(const Pass&, Layout, Layout, const Parallel&, const float*, const float*, const float*, float*);
-extern template void run_pixel_rows(const Pass&, Layout, Layout, const Parallel&, const double*, const double*, const double*, double*);
-extern template void run_pixel_rows(const Pass&, Layout, Layout, const Parallel&, const Half*, const Half*, const float*, Half*);
-extern template void run_pixel_rows(const Pass&, Layout, Layout, const Parallel&, const BFloat16*, const BFloat16*, const float*, BFloat16*);
+extern template void run_pass(const Pass&, Layout, const Parallel&, const BFloat16*, const BFloat16*, const float*,
+                              BFloat16*);
+extern template void run_pixel_rows(const Pass&, Layout, Layout, const Parallel&, const float*, const float*,
+                                    const float*, float*);
+extern template void run_pixel_rows(const Pass&, Layout, Layout, const Parallel&, const double*, const double*,
+                                    const double*, double*);
+extern template void run_pixel_rows(const Pass&, Layout, Layout, const Parallel&, const Half*, const Half*,
+                                    const float*, Half*);
+extern template void run_pixel_rows(const Pass&, Layout, Layout, const Parallel&, const BFloat16*, const BFloat16*,
+                                    const float*, BFloat16*);
 
 /// y = activation(y + residual), for kernels that leave the residual out.
 template <class T, class A>

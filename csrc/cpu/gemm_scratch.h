@@ -286,8 +286,8 @@ inline void transpose_floats(const float* from, int64_t from_row, float* to, int
   }
 }
 
-/// Lane l of the k-th vector of three interleaved rows comes from row (k * kWidth + l) % 3, column (k * kWidth + l) / 3.
-/// kSecond = 0: lanes of rows 0 and 1, the others whatever; kSecond = 1: those, and row 2 as the second operand.
+/// Lane l of the k-th vector of three interleaved rows comes from row (k * kWidth + l) % 3, column (k * kWidth + l)
+/// / 3. kSecond = 0: lanes of rows 0 and 1, the others whatever; kSecond = 1: those, and row 2 as the second operand.
 template <size_t k, size_t kWidth, int kSecond, size_t... kLane>
 constexpr auto triple_indices(std::index_sequence<kLane...>) {
   if constexpr (kSecond == 0) {

@@ -55,10 +55,14 @@ template void run_pass(const Pass&, Layout, const Parallel&, const float*, const
 template void run_pass(const Pass&, Layout, const Parallel&, const double*, const double*, const double*, double*);
 template void run_pass(const Pass&, Layout, const Parallel&, const Half*, const Half*, const float*, Half*);
 template void run_pass(const Pass&, Layout, const Parallel&, const BFloat16*, const BFloat16*, const float*, BFloat16*);
-template void run_pixel_rows(const Pass&, Layout, Layout, const Parallel&, const float*, const float*, const float*, float*);
-template void run_pixel_rows(const Pass&, Layout, Layout, const Parallel&, const double*, const double*, const double*, double*);
-template void run_pixel_rows(const Pass&, Layout, Layout, const Parallel&, const Half*, const Half*, const float*, Half*);
-template void run_pixel_rows(const Pass&, Layout, Layout, const Parallel&, const BFloat16*, const BFloat16*, const float*, BFloat16*);
+template void run_pixel_rows(const Pass&, Layout, Layout, const Parallel&, const float*, const float*, const float*,
+                             float*);
+template void run_pixel_rows(const Pass&, Layout, Layout, const Parallel&, const double*, const double*, const double*,
+                             double*);
+template void run_pixel_rows(const Pass&, Layout, Layout, const Parallel&, const Half*, const Half*, const float*,
+                             Half*);
+template void run_pixel_rows(const Pass&, Layout, Layout, const Parallel&, const BFloat16*, const BFloat16*,
+                             const float*, BFloat16*);
 template void gemm_tile(int, const GemmTile<float>&);
 template void gemm_tile(int, const GemmTile<double>&);
 

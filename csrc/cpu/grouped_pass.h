@@ -59,8 +59,7 @@ inline void flatten(Pass& pass) {
     pass.in_w = pass.out_w = pass.in_w * pass.in_h;
     pass.in_h = pass.out_h = 1;
   }
-  if (pass.N > 1 && in.n == pass.in_w * in.w && out.n == pass.out_w * out.w &&
-      residual.n == pass.out_w * residual.w) {
+  if (pass.N > 1 && in.n == pass.in_w * in.w && out.n == pass.out_w * out.w && residual.n == pass.out_w * residual.w) {
     pass.in_w = pass.out_w = pass.in_w * pass.N;
     pass.N = 1;
   }

@@ -212,8 +212,8 @@ class PixelColumnsPass {
                      nullptr,
                      nullptr,
                      pass_.activation,
-                       nullptr,
-                       0};
+                     nullptr,
+                     0};
     for (int64_t c0 = 0; c0 < pass_.in_channels; c0 += channel_block_) {
       const int64_t channels = min(channel_block_, pass_.in_channels - c0);
       gather(panel, in + c0 * pass_.in_strides.c, channels, b);

@@ -4,10 +4,11 @@
 //   columns = output channels of a group      (vectors; the filter turned to (t, c, m), in panels of kTileColumns)
 //   depth   = taps x channels of a group
 //
-// First the filter is turned, once, by all threads, unless it comes packed. Then a task owns a rectangle of about 96 pixels of an image, one
-// group and some filter panels. It tabulates where each pixel's taps lie (grouped_pixel_table.h), and runs register
-// tiles of 6 pixels. A panel of the filter is walked in blocks of at most 256 KB, which stay in L2 for all the pixels.
-// Channels-last output of the accumulator type is written from registers, other output through a tile of scratch.
+// First the filter is turned, once, by all threads, unless it comes packed. Then a task owns a rectangle of about 96
+// pixels of an image, one group and some filter panels. It tabulates where each pixel's taps lie
+// (grouped_pixel_table.h), and runs register tiles of 6 pixels. A panel of the filter is walked in blocks of at most
+// 256 KB, which stay in L2 for all the pixels. Channels-last output of the accumulator type is written from registers,
+// other output through a tile of scratch.
 //
 // Channels-last is this kernel's own layout; channels-first pays for turning input and output, (in + out) / 4 cycles a
 // pixel and channel, nothing next to a filter of several taps.

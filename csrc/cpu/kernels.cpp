@@ -9,16 +9,16 @@ namespace cnnext::cpu {
 namespace baseline {
 extern const OpKernels kDepthwiseKernels, kGroupedKernels, kPointwiseKernels;
 extern const FusedKernels kFusedKernels;
-}
+}  // namespace baseline
 #if defined(__x86_64__)
 namespace avx2 {
 extern const OpKernels kDepthwiseKernels, kGroupedKernels, kPointwiseKernels;
 extern const FusedKernels kFusedKernels;
-}
+}  // namespace avx2
 namespace avx512 {
 extern const OpKernels kDepthwiseKernels, kGroupedKernels, kPointwiseKernels;
 extern const FusedKernels kFusedKernels;
-}
+}  // namespace avx512
 #endif
 
 namespace {
@@ -34,11 +34,14 @@ const Candidate* candidates(int* count) {
 #if defined(__x86_64__)
       {__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"),
-       {"avx512", avx512::kDepthwiseKernels, avx512::kGroupedKernels, avx512::kPointwiseKernels, avx512::kFusedKernels}},
+       {"avx512", avx512::kDepthwiseKernels, avx512::kGroupedKernels, avx512::kPointwiseKernels,
+        avx512::kFusedKernels}},
       {__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"),
        {"avx2", avx2::kDepthwiseKernels, avx2::kGroupedKernels, avx2::kPointwiseKernels, avx2::kFusedKernels}},
 #endif
-      {true, {"baseline", baseline::kDepthwiseKernels, baseline::kGroupedKernels, baseline::kPointwiseKernels, baseline::kFusedKernels}},
+      {true,
+       {"baseline", baseline::kDepthwiseKernels, baseline::kGroupedKernels, baseline::kPointwiseKernels,
+        baseline::kFusedKernels}},
   };
   *count = static_cast<int>(sizeof(all) / sizeof(all[0]));
   return all;

@@ -25,7 +25,7 @@ constexpr int64_t kPackedColumns = 64;
 /// What inference puts behind a convolution, and what it has made of the filter beforehand.
 struct FusedOperands {
   const void* x;
-  Layout x_layout;       // of `conv`, may be kNCHW where the params' is kNHWC
+  Layout x_layout;  // of `conv`, may be kNCHW where the params' is kNHWC
   const void* w;
   const void* packed_w;  // the filter in the order of packed_filter.h, as accumulators, or null
   const void* bias;      // (K) or null
@@ -40,8 +40,8 @@ using FusedFn = void (*)(const ConvParams&, const Parallel&, const FusedOperands
 /// The depthwise-separable block: a depthwise convolution, its bias and activation, then a 1x1 convolution.
 /// Channels-last, without a multiplier; the operands are those of the 1x1 convolution, x that of the depthwise one.
 struct SeparableParams {
-  ConvParams depthwise;   // its y_strides are not looked at
-  ConvParams pointwise;   // its x_strides are not looked at
+  ConvParams depthwise;  // its y_strides are not looked at
+  ConvParams pointwise;  // its x_strides are not looked at
   const void* depthwise_w;
   const void* depthwise_bias;  // (C) or null
 };

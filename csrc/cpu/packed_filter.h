@@ -2,9 +2,9 @@
 //
 //   packed[group][panel][t][c][j] = w[group * K / groups + panel * kPackedColumns + j, c, t]
 //
-// for taps t and channels c of a group, as accumulators, zero beyond the last output channel. A register tile then reads
-// its columns as they lie. The width of a panel is the same on every machine, so a packed filter can be stored; a tile
-// narrower than a panel walks a part of it.
+// for taps t and channels c of a group, as accumulators, zero beyond the last output channel. A register tile then
+// reads its columns as they lie. The width of a panel is the same on every machine, so a packed filter can be stored; a
+// tile narrower than a panel walks a part of it.
 #pragma once
 
 #include "simd.h"

@@ -1,12 +1,12 @@
 // The depthwise-separable block, NHWC, without a depthwise multiplier:
 //
-//   m[n, p, q, c] = activation(bias[c] + sum over r, s of x[n, p * stride_h + r * dilation_h - pad_h, ..., c] * w[c, r, s])
-//   y[n, p, q, k] = activation(bias[k] + residual[n, p, q, k] + sum over c of m[n, p, q, c] * w[k, c])
+//   m[n, p, q, c] = activation(bias[c] + sum over r, s of x[n, p * stride_h + r * dilation_h - pad_h, ..., c] * w[c, r,
+//   s]) y[n, p, q, k] = activation(bias[k] + residual[n, p, q, k] + sum over c of m[n, p, q, c] * w[k, c])
 //
-// x: N x H x W x C, y: N x P x Q x K. m is never a tensor: a task owns a rectangle of pixels of an image and some of the
-// output channels. It computes m for the rectangle into scratch, at most kTileBytes so that it stays in the second-level
-// cache, and multiplies it, panel by panel of the 1x1 filter, in register tiles (gemm_tile.h). Where there are fewer
-// rectangles than threads, the output channels of one are shared out, and each of its tasks computes m again.
+// x: N x H x W x C, y: N x P x Q x K. m is never a tensor: a task owns a rectangle of pixels of an image and some of
+// the output channels. It computes m for the rectangle into scratch, at most kTileBytes so that it stays in the
+// second-level cache, and multiplies it, panel by panel of the 1x1 filter, in register tiles (gemm_tile.h). Where there
+// are fewer rectangles than threads, the output channels of one are shared out, and each of its tasks computes m again.
 //
 // m is rounded to the type of x, as it would be in memory.
 //
@@ -262,7 +262,8 @@ class SeparablePass {
         // The tiles of a panel fetch the next one, a line with each step of the depth.
         const int64_t fetched = (i * d_.C + d) * kLine;
         const bool fetches = fetched + tile.depth * kLine <= rows_to_come;
-        if (prefetched_ && kSameType && i + 1 < tiles && d == 0) prefetch_rows(c_rows + last, (i + 2) * pixels / tiles - last, columns);
+        if (prefetched_ && kSameType && i + 1 < tiles && d == 0)
+          prefetch_rows(c_rows + last, (i + 2) * pixels / tiles - last, columns);
         tile.to_come = fetches ? panel_to_come + fetched : b_row;
         tile.to_come_step = fetches ? kLine : 0;
         gemm_tile(static_cast<int>(last - first), tile);

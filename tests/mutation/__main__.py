@@ -52,10 +52,20 @@ def _run(command: Sequence[str | Path], timeout: float) -> tuple[int, str]:
 def _build(sources: Path, folder: Path, family: str, isa: str) -> tuple[Path, str | None]:
     """The kernels of one family and instruction set as a shared object, and the compiler's complaint if any."""
     table = folder / "table.cpp"
-    table.write_text(TABLE.format(isa=isa, family=family, type="FusedKernels" if family == "fused" else "OpKernels", kernels=f"k{family.capitalize()}Kernels"))
+    table.write_text(
+        TABLE.format(
+            isa=isa,
+            family=family,
+            type="FusedKernels" if family == "fused" else "OpKernels",
+            kernels=f"k{family.capitalize()}Kernels",
+        )
+    )
     library = folder / "kernels.so"
     flags = ["-std=c++17", "-O1", "-g0", "-w", "-fPIC", "-shared", f"-I{sources}"]
-    status, output = _run([COMPILER, *flags, table, *(sources / f"cpu/isa/{stem}_{isa}.cpp" for stem in _STEMS[family]), "-o", library], 600)
+    status, output = _run(
+        [COMPILER, *flags, table, *(sources / f"cpu/isa/{stem}_{isa}.cpp" for stem in _STEMS[family]), "-o", library],
+        600,
+    )
     return library, output[-2000:] if status else None
 
 
