@@ -149,7 +149,9 @@ class FusedRunner(Runner):
 
         params = self._params(entry, x.dtype, variant.layout, variant.gap, activation)
         params.x_strides = Strides4(*dense_strides(entry.input_shape, variant.x_layout, variant.gap))
-        residual_strides = dense_strides(entry.output_shape, variant.layout, 2 * variant.gap)
+        # Gaps in the residual alone, in all tensors, and in none.
+        residual_gap = 0 if variant.packed and not variant.gap else 5 - variant.gap
+        residual_strides = dense_strides(entry.output_shape, variant.layout, residual_gap)
         groups = 1 if kernel == "separable" else entry.groups
         placed = {
             "x": self._place("x", x, dense_strides(entry.input_shape, variant.x_layout, variant.gap)),
