@@ -41,7 +41,7 @@ def fuse(model: Any, *, inplace: bool = False) -> nn.Module:
     A model that torch.fx can trace becomes a torch.fx.GraphModule: it has the forward function of the model, its
     remaining parameters under their names, and none of its other methods. Of a model that cannot be traced, each child
     that can be is fused on its own. On a CPU the inside of a graph runs channels_last; what it returns has the memory
-    format that it had.
+    format that it had. A model in which there is nothing to fuse stays as it is.
 
     Args:
         model: a module in evaluation mode; a torch.fx.GraphModule; or a torch.export.ExportedProgram, which stays
@@ -120,7 +120,16 @@ def _fuse_module(module: nn.Module) -> nn.Module:
             setattr(module, name, _fuse_child(child))
         return module
     traced.eval()
-    return _fuse_graph_module(traced)
+    fused = _fuse_graph_module(traced)
+    if not any(
+        isinstance(part, (FusedConv2d, FusedSeparableConv2d)) and len(part.parts) > 1 for part in fused.modules()
+    ):
+        # Running channels_last is no gain by itself.
+        for child in module.modules():
+            if isinstance(child, nn.Conv2d) and not hasattr(child, "_cnnext_left"):
+                child._cnnext_left = "nothing in the model can be fused"  # type: ignore[assignment]
+        return module
+    return fused
 
 
 def _fuse_child(child: nn.Module) -> nn.Module:
