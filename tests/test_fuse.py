@@ -385,6 +385,20 @@ def test_other_backends_and_unbatched_input() -> None:
 
 
 @torch.no_grad()
+def test_without_biases() -> None:
+    x = torch.randn(2, 8, 6, 5)
+    model = nn.Sequential(
+        nn.Conv2d(8, 8, 3, groups=8, bias=False),
+        nn.Conv2d(8, 4, 1, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, 1, bias=False),
+    ).eval()
+    fused = cnnext.fuse(model)
+    assert _count(fused, FusedSeparableConv2d) == 1
+    torch.testing.assert_close(fused(x), model(x))
+
+
+@torch.no_grad()
 def test_compiles() -> None:
     model, x = _randomise(_Block()), torch.randn(2, 8, 6, 5)
     compiled = torch.compile(cnnext.fuse(model), backend="aot_eager", fullgraph=True)

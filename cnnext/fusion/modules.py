@@ -231,9 +231,9 @@ class FusedSeparableConv2d(_Fused):
     def __init__(self, depthwise: FusedConv2d, pointwise: FusedConv2d) -> None:
         super().__init__()
         self.depthwise_weight = depthwise.weight
-        self.depthwise_bias = depthwise.bias
         self.weight = pointwise.weight
-        self.bias = pointwise.bias
+        self.register_parameter("depthwise_bias", depthwise.bias)
+        self.register_parameter("bias", pointwise.bias)
         self.stride, self.padding, self.dilation = depthwise.stride, depthwise.padding, depthwise.dilation
         self.depthwise_activation, self.activation = depthwise.activation, pointwise.activation
         activations = map(functional.activation_index, (self.depthwise_activation, self.activation))
