@@ -277,26 +277,25 @@ void depthwise_backward_weight_nhwc(const ConvParams& p, const Parallel& paralle
     }
   });
 
-  parallel(0, j_stride / kWidth, depthwise_grain(part_size * tasks.row_parts / j_stride),
-           [&](int64_t begin, int64_t end) {
-             for (int64_t c = begin * kWidth; c < end * kWidth; c += kWidth) {
-               for (int64_t j = 0; j < multiplier; ++j) {
-                 for (int64_t tap = 0; tap <= taps; ++tap) {
-                   const A* first = sums.data() + tap * sums_stride + j * j_stride + c;
-                   Vec<A> total = Vec<A>::zero();
-                   for (int64_t part = 0; part < tasks.row_parts; ++part)
-                     total += Vec<A>::load(first + part * part_size);
-                   A values[kWidth];
-                   total.store(values);
-                   for (int64_t i = 0; i < min(kWidth, p.C - c); ++i) {
-                     const int64_t k = (c + i) * multiplier + j;
-                     if (tap < taps && dw) store_scalar(dw + k * taps + tap, values[i]);
-                     if (tap == taps && dbias) store_scalar(dbias + k, values[i]);
-                   }
-                 }
-               }
-             }
-           });
+  const int64_t grain = depthwise_grain(part_size * tasks.row_parts / j_stride);
+  parallel(0, j_stride / kWidth, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin * kWidth; c < end * kWidth; c += kWidth) {
+      for (int64_t j = 0; j < multiplier; ++j) {
+        for (int64_t tap = 0; tap <= taps; ++tap) {
+          const A* first = sums.data() + tap * sums_stride + j * j_stride + c;
+          Vec<A> total = Vec<A>::zero();
+          for (int64_t part = 0; part < tasks.row_parts; ++part) total += Vec<A>::load(first + part * part_size);
+          A values[kWidth];
+          total.store(values);
+          for (int64_t i = 0; i < min(kWidth, p.C - c); ++i) {
+            const int64_t k = (c + i) * multiplier + j;
+            if (tap < taps && dw) store_scalar(dw + k * taps + tap, values[i]);
+            if (tap == taps && dbias) store_scalar(dbias + k, values[i]);
+          }
+        }
+      }
+    }
+  });
 }
 
 }  // namespace cnnext::cpu::CNNEXT_ISA

@@ -44,9 +44,6 @@ struct GemmTile {
   const A* row_bias;       // (rows) or null
   const A* column_bias;    // (columns) or null
   Activation activation;
-  // What will be needed soon: a step of the depth asks for one address, which then moves on by to_come_step elements.
-  const A* to_come;
-  int64_t to_come_step;
 };
 
 /// Half a vector: for a last vector of few columns, it takes half the time where units are half a vector wide.
@@ -96,8 +93,6 @@ template <class A, int kRows, int kVectors, bool kHalf>
     const A* b = t.b[s];
     const int64_t a_step = t.a_step, b_step = t.b_step;
     int64_t offset = t.a_offset;
-    const A* to_come = t.to_come;
-    const int64_t to_come_step = t.to_come_step;
     for (int64_t d = t.depth; d > 0; --d) {
       V columns[kVectors];
 #pragma GCC unroll 4
@@ -112,8 +107,6 @@ template <class A, int kRows, int kVectors, bool kHalf>
         for (int j = 0; j < kWhole; ++j) acc[i][j] = fma(row, columns[j], acc[i][j]);
         if constexpr (kHalf) half_acc[i] = (Half{} + value) * half + half_acc[i];  // contracted to a multiply-add
       }
-      __builtin_prefetch(to_come, 0, 2);
-      to_come += to_come_step;
       b += b_step;
       offset += a_step;
     }

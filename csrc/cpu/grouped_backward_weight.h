@@ -139,9 +139,7 @@ class WeightGradient {
                        false,
                        nullptr,
                        nullptr,
-                       Activation::kNone,
-                       nullptr,
-                       0};
+                       Activation::kNone};
       for (int64_t k = 0; k < rows; k += kTileRows) {
         const int tile_rows = static_cast<int>(min(kTileRows, rows - k));
         for (int64_t s = 0; s < segments; ++s) {

@@ -211,9 +211,7 @@ class PixelColumnsPass {
                      false,
                      nullptr,
                      nullptr,
-                     pass_.activation,
-                     nullptr,
-                     0};
+                     pass_.activation};
     for (int64_t c0 = 0; c0 < pass_.in_channels; c0 += channel_block_) {
       const int64_t channels = min(channel_block_, pass_.in_channels - c0);
       gather(panel, in + c0 * pass_.in_strides.c, channels, b);

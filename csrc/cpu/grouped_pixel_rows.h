@@ -179,9 +179,7 @@ class PixelRowsPass {
                        false,
                        nullptr,
                        bias_ == nullptr ? nullptr : bias_ + first,
-                       pass_.activation,
-                       nullptr,
-                       0};
+                       pass_.activation};
       sweep(tile, filter_panel(group, panel), pixels, a_rows, c_rows, residual_rows, b_rows);
       if (direct) continue;
       if (planar_) {

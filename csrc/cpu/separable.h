@@ -1,7 +1,8 @@
 // The depthwise-separable block, NHWC, without a depthwise multiplier:
 //
-//   m[n, p, q, c] = activation(bias[c] + sum over r, s of x[n, p * stride_h + r * dilation_h - pad_h, ..., c] * w[c, r,
-//   s]) y[n, p, q, k] = activation(bias[k] + residual[n, p, q, k] + sum over c of m[n, p, q, c] * w[k, c])
+//   m[n, p, q, c] = activation(bias[c] + sum over r, s of x[n, h, w, c] * f[c, r, s]),
+//                   h = p * stride_h + r * dilation_h - pad_h, w = q * stride_w + s * dilation_w - pad_w
+//   y[n, p, q, k] = activation(bias[k] + residual[n, p, q, k] + sum over c of m[n, p, q, c] * g[k, c])
 //
 // x: N x H x W x C, y: N x P x Q x K. m is never a tensor: a task owns a rectangle of pixels of an image and some of
 // the output channels. It computes m for the rectangle into scratch, at most kTileBytes so that it stays in the
@@ -212,8 +213,7 @@ class SeparablePass {
           }
         }
       }
-      const A* to_come = panel + 1 < panel_end ? packed_columns(packed_, d_.C, k + kColumns) : nullptr;
-      multiply_panel(k, columns, pixels, tiles, a_rows, c_rows, residual_rows, to_come);
+      multiply_panel(k, columns, pixels, tiles, a_rows, c_rows, residual_rows);
       if constexpr (!kSameType) {
         i = 0;
         for (int64_t p = r.p0; p < r.p1; ++p) {
@@ -227,7 +227,7 @@ class SeparablePass {
 
   /// The product of one panel with the pixels, in blocks of the depth whose filter stays in L2 for all of them.
   void multiply_panel(int64_t k, int64_t columns, int64_t pixels, int64_t tiles, const A* const* a_rows,
-                      A* const* c_rows, const A* const* residual_rows, const A* panel_to_come) const {
+                      A* const* c_rows, const A* const* residual_rows) const {
     constexpr int64_t kDepthBlock = 256 * 1024 / (kColumns * int64_t(sizeof(A)));
     const A* b_row;
     GemmTile<A> tile{nullptr,
@@ -243,11 +243,7 @@ class SeparablePass {
                      false,
                      nullptr,
                      bias_ == nullptr ? nullptr : bias_ + k,
-                     p_.activation,
-                     nullptr,
-                     0};
-    constexpr int64_t kLine = 64 / sizeof(A);
-    const int64_t rows_to_come = panel_to_come == nullptr ? 0 : d_.C * kPackedColumns;
+                     p_.activation};
     for (int64_t d = 0; d < d_.C; d += kDepthBlock) {
       tile.depth = min(kDepthBlock, d_.C - d);
       tile.a_offset = d;
@@ -259,13 +255,9 @@ class SeparablePass {
         tile.a = a_rows + i * kTileRows;
         tile.c = c_rows + first;
         tile.addend = addends == nullptr ? nullptr : addends + first;
-        // The tiles of a panel fetch the next one, a line with each step of the depth.
-        const int64_t fetched = (i * d_.C + d) * kLine;
-        const bool fetches = fetched + tile.depth * kLine <= rows_to_come;
-        if (prefetched_ && kSameType && i + 1 < tiles && d == 0)
+        if (prefetched_ && kSameType && i + 1 < tiles && d == 0) {
           prefetch_rows(c_rows + last, (i + 2) * pixels / tiles - last, columns);
-        tile.to_come = fetches ? panel_to_come + fetched : b_row;
-        tile.to_come_step = fetches ? kLine : 0;
+        }
         gemm_tile(static_cast<int>(last - first), tile);
       }
     }
