@@ -34,10 +34,10 @@ NATIVE = ("nchw", "nhwc", "nchw_slice", "nhwc_slice")
 @pytest.fixture(autouse=True)
 def _exact_products() -> Iterator[None]:
     """The bounds are those of float32, not of TF32; F.conv2d must not choose it on its side either."""
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = before
+    cudnn = torch.backends.cudnn
+    # A context, because assignments are refused once torch.testing has been imported.
+    with cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False):
+        yield
 
 
 def _cases(op: str, device: str) -> tuple[Case, ...]:
