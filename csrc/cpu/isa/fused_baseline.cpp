@@ -1,3 +1,5 @@
-#include "../isa_prelude.h"
-#define CNNEXT_ISA baseline
+#include "../isa_begin.h"
+
 #include "../fused.h"
+
+#include "../isa_end.h"

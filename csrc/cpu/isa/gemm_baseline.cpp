@@ -1,4 +1,6 @@
-#include "../isa_prelude.h"
-#define CNNEXT_ISA baseline
+#include "../isa_begin.h"
+
 #include "../grouped.h"
 #include "../pointwise.h"
+
+#include "../isa_end.h"
