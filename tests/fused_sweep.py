@@ -9,14 +9,11 @@ dtype holds exactly, so results are compared to the bit. Exit status 0: all is r
 
 from __future__ import annotations
 
-import argparse
 import ctypes
-import faulthandler
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -33,11 +30,11 @@ from tests.kernel_library import (
     Runner,
     Strides4,
     dense_strides,
-    load_table,
+    start_sweep,
+    sweep_parser,
 )
 from tests.reference import DTYPES, activate
 
-NOT_ON_THIS_MACHINE = 77
 KERNELS = ("conv", "add_residual", "separable")
 
 # Rectangles of whole rows and of parts of one, blocks of the depth, panels shared out among threads, tails of each.
@@ -220,23 +217,10 @@ def run(runner: FusedRunner, kernels: Sequence[str], stop_at_first: bool) -> int
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--isa", required=True, choices=("avx512", "avx2", "baseline"))
+    parser = sweep_parser((__doc__ or "").splitlines()[0])
     parser.add_argument("--kernel", choices=KERNELS)
-    parser.add_argument("--library", type=Path, help="shared object with the kernels (default: the installed one)")
-    parser.add_argument("--at-start", action="store_true", help="operands begin, rather than end, at a forbidden page")
-    parser.add_argument("--stop-at-first", action="store_true")
     options = parser.parse_args()
-    faulthandler.enable()
-    torch.set_num_threads(1)
-    if options.library is None:
-        from cnnext import _extension
-
-        options.library = _extension.cpu.path
-    table = load_table(options.library, options.isa)
-    if table is None:
-        print(f"this machine does not have {options.isa}")
-        return NOT_ON_THIS_MACHINE
+    table = start_sweep(options)
     kernels = (options.kernel,) if options.kernel else KERNELS
     runner = FusedRunner(table, at_end=not options.at_start)
     return 1 if run(runner, kernels, options.stop_at_first) else 0

@@ -7,8 +7,11 @@ fault, and outputs lie in memory of which every bit is set, which is NaN in ever
 
 from __future__ import annotations
 
+import argparse
 import ctypes
+import faulthandler
 import mmap
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +82,37 @@ def load_table(path: Path, isa: str) -> KernelTable | None:
     function.argtypes, function.restype = [ctypes.c_char_p], ctypes.POINTER(KernelTable)
     table = function(isa.encode())
     return table.contents if table else None
+
+
+# --- Command line of the sweeps ---------------------------------------------------------------------------------------
+
+NOT_ON_THIS_MACHINE = 77
+
+
+def sweep_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the options that `start_sweep` reads, and ``--stop-at-first``."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--isa", required=True, choices=("avx512", "avx2", "baseline"))
+    parser.add_argument("--library", type=Path, help="shared object with the kernels (default: the installed one)")
+    parser.add_argument("--at-start", action="store_true", help="operands begin, rather than end, at a forbidden page")
+    parser.add_argument("--stop-at-first", action="store_true")
+    return parser
+
+
+def start_sweep(options: argparse.Namespace) -> KernelTable:
+    """Readies the process, and gives the kernels that the options name; ends it if the machine cannot run them."""
+    faulthandler.enable()
+    torch.set_num_threads(1)
+    path = options.library
+    if path is None:
+        from cnnext import _extension
+
+        path = _extension.cpu.path
+    table = load_table(path, options.isa)
+    if table is None:
+        print(f"this machine does not have {options.isa}")
+        sys.exit(NOT_ON_THIS_MACHINE)
+    return table
 
 
 # --- Ways to split the work: any that parallel.h allows, whatever pool a machine has. --------------------------------

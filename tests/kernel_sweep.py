@@ -8,21 +8,18 @@ right; 1: something failed, as printed; 77: this machine does not have the instr
 
 from __future__ import annotations
 
-import argparse
-import faulthandler
 import functools
 import itertools
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from cnnext.ops import ACTIVATIONS
 from tests.cases import CASES, Case, case, generator, integer_operands, random_grad, random_operands
-from tests.kernel_library import SPLITS, Runner, load_table
+from tests.kernel_library import SPLITS, Runner, start_sweep, sweep_parser
 from tests.reference import (
     DTYPES,
     Expected,
@@ -34,7 +31,6 @@ from tests.reference import (
     expect_gradients,
 )
 
-NOT_ON_THIS_MACHINE = 77
 LAYOUTS = ("nchw", "nhwc")
 DIRECTIONS = ("forward", "backward_input", "backward_weight")
 
@@ -249,25 +245,12 @@ CHECKS = ("exact_values", "rounded_values", "infinities", "activations", "scalar
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Checks the CPU kernels of one instruction set, called directly.")
-    parser.add_argument("--isa", required=True, choices=("avx512", "avx2", "baseline"))
+    parser = sweep_parser("Checks the CPU kernels of one instruction set, called directly.")
     parser.add_argument("--family", required=True, choices=tuple(CASES))
     parser.add_argument("--direction", action="append", choices=DIRECTIONS)
     parser.add_argument("--check", action="append", choices=CHECKS)
-    parser.add_argument("--library", type=Path, help="shared object with the kernels (default: the installed one)")
-    parser.add_argument("--at-start", action="store_true", help="operands begin, rather than end, at a forbidden page")
-    parser.add_argument("--stop-at-first", action="store_true")
     options = parser.parse_args()
-    faulthandler.enable()
-    torch.set_num_threads(1)
-    if options.library is None:
-        from cnnext import _extension
-
-        options.library = _extension.cpu.path
-    table = load_table(options.library, options.isa)
-    if table is None:
-        print(f"this machine does not have {options.isa}")
-        return NOT_ON_THIS_MACHINE
+    table = start_sweep(options)
     sweep = Sweep(Runner(table, at_end=not options.at_start), options.family, tuple(options.direction or DIRECTIONS))
     return 1 if run(sweep, tuple(options.check or CHECKS), options.stop_at_first) else 0
 

@@ -11,7 +11,7 @@ import pytest
 
 from cnnext import _extension
 from tests.cases import CASES
-from tests.kernel_sweep import NOT_ON_THIS_MACHINE
+from tests.kernel_library import NOT_ON_THIS_MACHINE
 
 ROOT = Path(__file__).resolve().parent.parent
 # glibc fills fresh memory with 0xfe, about -1.7e38 in float32, so a workspace that a kernel reads unwritten is seen.

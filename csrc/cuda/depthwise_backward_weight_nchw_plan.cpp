@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "depthwise_backward_weight_nchw.h"
+#include "depthwise_backward_weight_parts.h"
 
 namespace cnnext::cuda {
 namespace {
@@ -13,8 +14,6 @@ using namespace backward_weight_nchw;
 /// in a stage, the less weigh the rows that neighbouring bands share and the work that every thread does once a tile.
 constexpr int kBlocksForShared = 2;
 constexpr int kMostImages = 16;
-/// The workspace, written and read, may add this fraction of the bytes of x and dy.
-constexpr double kWorkspaceFraction = 0.06;
 
 bool fits(const ConvParams& p) {
   const bool runs = p.layout == Layout::kNCHW && p.dtype != DType::kFloat64 && p.K == p.C && p.R == p.S &&
@@ -22,16 +21,6 @@ bool fits(const ConvParams& p) {
                     p.stride_h == p.stride_w && (p.stride_w == 1 || p.stride_w == 2);
   // Offsets in a tile, which has at most some 100 KB, and coordinates in an image, padding included, are 32-bit.
   return runs && p.H + 2 * p.pad_h < (1 << 30) && p.W + 2 * p.pad_w < (1 << 30) && p.N < (1 << 30);
-}
-
-/// `length` in equal pieces of at most `most`.
-int64_t even_piece(int64_t length, int64_t most) { return ceil_div(length, ceil_div(length, most)); }
-
-/// Parts of the tiles that the workspace's traffic allows.
-int64_t affordable_parts(const ConvParams& p) {
-  const double bytes = static_cast<double>(p.N) * p.K * (p.H * p.W + p.P * p.Q) * size_of(p.dtype);
-  const double part_bytes = 2.0 * (p.R * p.S + 1) * p.K * 4;
-  return std::max<int64_t>(1, static_cast<int64_t>(kWorkspaceFraction * bytes / part_bytes));
 }
 
 /// The tile whose stage has at most `bytes`: a band of rows where one plane does not fit; else planes until the threads

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "depthwise_backward_weight_nhwc.h"
+#include "depthwise_backward_weight_parts.h"
 
 namespace cnnext::cuda {
 namespace {
@@ -17,8 +18,6 @@ constexpr int kMaxFilterRows = 16;
 constexpr int kBlocksForShared = 2;
 constexpr int kMostImages = 8;
 constexpr int kMostBiasBytes = 8 * 1024;
-/// The workspace, written and read, may add this fraction of the bytes of x and dy.
-constexpr double kWorkspaceFraction = 0.06;
 
 bool fits(const Problem& problem) {
   const ConvParams& p = problem.params;
@@ -43,9 +42,6 @@ int choose_lanes(int64_t vectors, int most) {
   }
   return best;
 }
-
-/// `length` in equal pieces of at most `most`.
-int64_t even_piece(int64_t length, int64_t most) { return ceil_div(length, ceil_div(length, most)); }
 
 /// The tallest tile of `columns` whose stage has at most `bytes`, then as many whole images as fit; tile_h = 0 if not
 /// even one row fits.
@@ -107,14 +103,11 @@ void plan_depthwise_backward_weight_nhwc(const Problem& problem, Configs& config
   };
   // One round of blocks, each of which walks down an equal share of the tiles.
   const int64_t slabs = ceil_div(vectors, lanes);
-  const double bytes = static_cast<double>(p.N) * p.K * (p.H * p.W + p.P * p.Q) * size_of(p.dtype);
-  const double part_bytes = 2.0 * (p.R * p.S + 1) * p.K * 4;
-  const int64_t affordable = std::max<int64_t>(1, static_cast<int64_t>(kWorkspaceFraction * bytes / part_bytes));
   const auto parts_for = [&](const Tile& tile) {
     const int64_t blocks_a_multiprocessor = std::clamp<int64_t>(
         device.shared_bytes_per_multiprocessor / (shared_bytes_for(tile) + 1024), 1, kBlocksForShared);
     const int64_t wanted = std::max<int64_t>(1, device.multiprocessors * blocks_a_multiprocessor / slabs);
-    return std::min({tile.count(p), affordable, wanted});
+    return std::min({tile.count(p), affordable_parts(p), wanted});
   };
   const Tile tile = balance(p, widest, parts_for(widest));
   const int64_t shared_bytes = shared_bytes_for(tile);
