@@ -103,6 +103,9 @@ def _fuse_graph_module(graph_module: fx.GraphModule) -> fx.GraphModule:
 def _trace(module: nn.Module, only_root: bool = False) -> fx.GraphModule:
     tracer = _Tracer(only_root)
     graph = tracer.trace(module)
+    for node in graph.nodes:
+        if isinstance(node.type, str):
+            node.type = None  # an annotation that is not evaluated: torch 2.13 could not pickle it
     return fx.GraphModule(tracer.root, graph, type(module).__name__)
 
 
