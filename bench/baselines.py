@@ -88,10 +88,8 @@ BASELINES: dict[str, Prepare] = {
 
 def why_not(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why a baseline cannot run here, or None."""
-    if name == "compile":
+    if name in ("compile", "fuse"):
         return None
-    if name == "fuse":
-        return None if hasattr(cnnext, "fuse") else f"cnnext {cnnext.__version__} has no fuse"
     if device.type != "cpu" or dtype != torch.float32:
         return "is measured for float32 on a CPU only"
     needed = [name, "onnxscript"] if name == "onnxruntime" else [name]
