@@ -34,7 +34,8 @@ def test_settings_are_few_and_fit_the_problem() -> None:
             every.append(depthwise.backward_weight_settings(extent, 9, channels_last))
             every += [grouped_narrow.narrow_settings(extent, 3, phases, channels_last) for phases in (1, 4)]
             for dtype, precision in ((torch.float32, "ieee"), (torch.float32, "tf32"), (torch.float16, "ieee")):
-                every.append(grouped.product_settings(4096, extent, extent, dtype, precision))
+                for long_steps in (False, True):
+                    every.append(grouped.product_settings(4096, extent, extent, dtype, precision, long_steps))
                 every.append(grouped.backward_weight_settings(extent, extent, dtype, precision))
                 every.append(separable.separable_settings(extent, dtype, precision))
     for candidates in every:

@@ -189,7 +189,7 @@ _LAYERS = (
     _Layer("grouped", "groups of 32", (32, 1024, 7, 7), 1024, 3, 1, 32),
     _Layer("grouped", "groups odd", (3, 21, 13, 11), 51, 3, 2, 3),
     _Layer("pointwise", "1x1", (32, 128, 56, 56), 128),
-    _Layer("pointwise", "1x1 from 64", (32, 64, 56, 56), 128, directions="w"),
+    _Layer("pointwise", "1x1 from 64", (32, 64, 56, 56), 128),
     _Layer("pointwise", "1x1 from 32", (8, 32, 112, 112), 64),
     _Layer("pointwise", "1x1 to 24", (32, 144, 56, 56), 24),
     _Layer("pointwise", "1x1 to 16", (32, 32, 112, 112), 16),

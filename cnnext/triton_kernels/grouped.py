@@ -243,7 +243,9 @@ def _side(extent: int, most: int) -> int:
 
 
 @remembered
-def product_settings(pixels: int, outputs: int, depth: int, dtype: torch.dtype, precision: str) -> tuple[Settings, ...]:
+def product_settings(
+    pixels: int, outputs: int, depth: int, dtype: torch.dtype, precision: str, long_steps: bool = False
+) -> tuple[Settings, ...]:
     """Tiles of a product of (pixels x depth) and (depth x outputs), which a kernel of this package loops over.
 
     The matrix units want large tiles; few pixels want small ones, to have programs for every processor. FMA wants tiles
@@ -255,6 +257,8 @@ def product_settings(pixels: int, outputs: int, depth: int, dtype: torch.dtype, 
         shapes = [(128, 64, 32, 4, 3), (128, 128, 32, 8, 3), (64, 64, 32, 4, 3)]
     else:
         shapes = [(64, 64, 32, 4, 3), (64, 32, 32, 4, 4), (128, 64, 32, 4, 3)]
+    if long_steps:  # twice as deep, with one copy on its way instead of two: as many bytes, in fewer registers
+        shapes = [(pixels, outputs, 2 * depth, warps, 2) for pixels, outputs, depth, warps, _ in shapes]
     return unique(
         settings(
             warps,

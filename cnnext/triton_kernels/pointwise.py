@@ -175,5 +175,7 @@ def _correlate(
         "PRECISION": precision,
         "WIDE": is_wide(source, weight, output),
     }
-    candidates = grouped.product_settings(pixels, outputs, inputs, source.dtype, precision)
+    # In NCHW three stages of copies spill on sm_120.
+    long_steps = not channels_last and source.dtype.itemsize == 2
+    candidates = grouped.product_settings(pixels, outputs, inputs, source.dtype, precision, long_steps)
     launching.run(pointwise_kernel, candidates, programs, arguments)
