@@ -3,7 +3,8 @@
     python -m bench.static_report.triton [--cover] [--arch 80 90 100 120] [--only REGEX] [--jobs N] [--json FILE]
 
 The launches of triton_launches.py are compiled ahead of time. ptxas and cuobjdump come with Triton. Exit status 1 if
-one does not compile, needs more shared memory than a block has, or spills and may be the setting that is chosen first.
+one does not compile, needs more shared memory than a block has, or spills in a loop and may be the setting that is
+chosen first.
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ ARCHITECTURES = (80, 90, 100, 120)
 
 #: Bytes of shared memory that a block may have on the smallest card: sm_86, sm_89 and sm_120.
 SHARED_LIMIT = 99 * 1024
+
+#: Bytes a thread that ptxas may put aside outside of loops, which it does so that more blocks find room. To forbid it
+#: would take blocks from kernels that do not spill at all: see docs/kernels/triton.md.
+SPILL_LIMIT = 32
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ def complaint(row: Compiled) -> str | None:
         return f"does not compile: {row.error}"
     if row.shared_bytes > SHARED_LIMIT:
         return f"needs {row.shared_bytes} bytes of shared memory, where some cards have {SHARED_LIMIT}"
-    if row.rank == 0 and row.spilled_bytes:
+    if row.rank == 0 and (row.spills_in_loops or row.spilled_bytes > SPILL_LIMIT):
         return f"spills {row.spilled_bytes} bytes, with {row.spills_in_loops} instructions in loops"
     return None
 
