@@ -492,7 +492,9 @@ class TestAgainstTheEmulator:
         """
         channels, size = (64, 16) if layout == "nchw" else (256, 14)
         call = launches.Call(op, layout, "float32", 2, channels, size, size, 3, 3, (stride, stride), (1, 1))
-        assert followed(call) == emulated(call)
+        found = followed(call)
+        assert {direction for direction, _ in found} == {"read", "write"}
+        assert found == emulated(call)
 
     def test_bytes_are_those_of_the_emulator(self, op: str, layout: str, stride: int) -> None:
         """As many bytes, also where lanes go different ways, and in whatever pieces the compiler writes a vector."""
@@ -504,4 +506,6 @@ class TestAgainstTheEmulator:
             }
 
         call = launches.Call(op, layout, "float16", 2, 64, 14, 14, 3, 3, (stride, stride), (1, 1))
-        assert moved(followed(call)) == moved(emulated(call))
+        found = moved(followed(call))
+        assert all(found.values()), found
+        assert found == moved(emulated(call))
