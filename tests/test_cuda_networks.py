@@ -1,6 +1,4 @@
-"""Whole networks, forward and backward, on the CUDA kernels in the emulator: every convolution, planned and launched as
-on a GPU.
-"""
+"""Networks on the CUDA kernels in the emulator: whole ones, planned and launched as on a GPU, and layers one by one."""
 
 from __future__ import annotations
 
@@ -13,9 +11,12 @@ import torch
 from torch import nn
 
 import cnnext
+from bench.cases import LayerShape
+from bench.networks import load_layers
 from cnnext import backends
 from cnnext.models import resnet
-from tests.cuda_kernels import BUILD, OPS
+from tests.cases import Case
+from tests.cuda_kernels import BUILD, DEPTHWISE, OPS, CudaKernels, Placement, Variant, check_integers
 from tests.emulated_backend import emulated
 from tests.emulator import build
 
@@ -103,3 +104,66 @@ def test_training_step(monkeypatch: pytest.MonkeyPatch, name: str, dtype: torch.
 @pytest.mark.parametrize("name", NARROW)
 def test_training_step_at_full_width(name: str, dtype: torch.dtype, layout: str) -> None:
     _check_step(cnnext.models.create_model(name, num_classes=10), 64, 2, dtype, layout)
+
+
+# --- Layers: every distinct shape of five networks, a batch of one. ---
+
+NETWORKS = ("mobilenet_v1", "resnet18", "resnext50_32x4d", "regnety_040", "shufflenet_v2_x1_0")
+LAYERS = tuple(dict.fromkeys(shape for name in NETWORKS for shape in load_layers(name)))
+
+#: Rows and columns that a layer's image keeps in continuous integration, and multiplications of the layers left in.
+SMALL_IMAGE = 9
+MOST_WORK = 8_000_000
+
+
+def _case(shape: LayerShape, image: int) -> Case:
+    return Case(
+        shape.name,
+        n=1,
+        c=shape.C,
+        h=min(shape.H, image),
+        w=min(shape.W, image),
+        k=shape.K,
+        r=shape.R,
+        s=shape.S,
+        stride=shape.stride,
+        padding=shape.padding,
+        dilation=shape.dilation,
+        groups=shape.groups,
+    )
+
+
+def _variant(case: Case) -> Variant:
+    return DEPTHWISE if case.groups == case.c else Variant("grouped", filter_channels_last=case.k % 64 != 0)
+
+
+def _work(case: Case) -> int:
+    n, k, p, q = case.output_shape
+    return n * k * p * q * (case.c // case.groups) * case.r * case.s
+
+
+SMALL = tuple(dict.fromkeys(case for shape in LAYERS if _work(case := _case(shape, SMALL_IMAGE)) <= MOST_WORK))
+
+
+@pytest.fixture(scope="module")
+def kernels() -> CudaKernels:
+    return CudaKernels()
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("case", SMALL, ids=str)
+def test_layers_of_networks(kernels: CudaKernels, case: Case, op: str) -> None:
+    check_integers(kernels, op, case, torch.float16, Placement("nhwc"), _variant(case), most=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(
+    ("dtype", "layout"), [(torch.float16, "nhwc"), (torch.bfloat16, "nchw"), (torch.float32, "nhwc")], ids=str
+)
+@pytest.mark.parametrize("shape", LAYERS, ids=lambda shape: shape.name)
+def test_layers_of_networks_at_full_size(
+    kernels: CudaKernels, shape: LayerShape, dtype: torch.dtype, layout: str, op: str
+) -> None:
+    case = _case(shape, image=max(shape.H, shape.W))
+    check_integers(kernels, op, case, dtype, Placement(layout), _variant(case))
