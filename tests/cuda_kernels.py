@@ -100,12 +100,12 @@ def place_output(name: str, shape: tuple[int, ...], dtype: torch.dtype, placemen
     return operand
 
 
-def flat(name: str, values: torch.Tensor | None, written: bool = False) -> Operand | None:
+def flat(name: str, values: torch.Tensor | None, written: bool = False, offset: int = 0) -> Operand | None:
     """A contiguous operand, or None."""
     if values is None:
         return None
-    memory = values.contiguous().clone()
-    return Operand(name, memory, memory, written)
+    memory = torch.cat([values.new_zeros(offset), values.flatten()])
+    return Operand(name, memory[offset:].view(values.shape), memory, written)
 
 
 @dataclass(frozen=True)
@@ -125,9 +125,14 @@ class Variant:
     family: str
     allow_tf32: bool = False
     filter_channels_last: bool = False
+    filter_offset: int = 0  # elements ahead of the filter and of the bias, so that they are not aligned
 
     def __str__(self) -> str:
-        flags = {"tf32": self.allow_tf32, "filter_channels_last": self.filter_channels_last}
+        flags = {
+            "tf32": self.allow_tf32,
+            "filter_channels_last": self.filter_channels_last,
+            "filter_offset": self.filter_offset,
+        }
         return "_".join([self.family, *(name for name, is_set in flags.items() if is_set)])
 
     def filter_to_memory(self, w: torch.Tensor) -> torch.Tensor:
@@ -204,11 +209,12 @@ class CudaKernels:
             op: one of `OPS`, which gives y, dx, or dw and dbias (if the operands have a bias).
         """
         x, dy = operands.x, operands.dy
-        w = flat("w", variant.filter_to_memory(operands.w))
+        offset = variant.filter_offset
+        w = flat("w", variant.filter_to_memory(operands.w), offset=offset)
         if op == "forward":
             outer = place_output("y", case.output_shape, x.dtype, placement)
             problem = self.problem(case, placed_x := place("x", x, placement), outer, placement.layout, activation)
-            inputs, results = (placed_x, w, flat("bias", operands.bias)), {"y": outer}
+            inputs, results = (placed_x, w, flat("bias", operands.bias, offset=offset)), {"y": outer}
         elif op == "backward_input":
             outer = place_output("dx", case.input_shape, dy.dtype, placement)
             problem = self.problem(case, outer, placed_dy := place("dy", dy, placement), placement.layout)
@@ -220,6 +226,8 @@ class CudaKernels:
             dbias = None if operands.bias is None else torch.full_like(operands.bias, torch.nan)
             results = {"dw": dw, "dbias": flat("dbias", dbias, written=True)}
         problem.allow_tf32, problem.filter_channels_last = variant.allow_tf32, variant.filter_channels_last
+        if w is not None:
+            problem.filter_alignment = w.alignment
 
         plan = getattr(self.module, f"{variant.family}_{op}_configs")
         launch = getattr(self.module, f"{variant.family}_{op}")

@@ -86,6 +86,15 @@ def test_filter_in_channels_last(kernels: CudaKernels, case: Case, dtype: torch.
     check_integers(kernels, op, case, dtype, Placement(layout), Variant("grouped", filter_channels_last=True))
 
 
+@pytest.mark.parametrize("op", OPS[:2])
+@pytest.mark.parametrize("dtype", FAST_DTYPES, **IDS)
+@pytest.mark.parametrize("name", ["cuda_1x1_s2", "cuda_groups_of_8", "cuda_dense_16", "cuda_split_odd_outputs"])
+def test_filter_and_bias_that_are_not_aligned(kernels: CudaKernels, name: str, dtype: torch.dtype, op: str) -> None:
+    (case,) = by_name("grouped", name)
+    variant = Variant("grouped", filter_channels_last=True, filter_offset=1)
+    check_integers(kernels, op, case, dtype, Placement("nhwc"), variant)
+
+
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("placement", [Placement("nhwc", 8), Placement("nhwc", 3), Placement("nchw", 3, 1)], **IDS)
 @pytest.mark.parametrize("dtype", FAST_DTYPES, **IDS)
@@ -100,7 +109,7 @@ def test_slices_of_wider_tensors(
 @pytest.mark.parametrize("dtype", DTYPES, **IDS)
 @pytest.mark.parametrize("activation", ACTIVATIONS[1:])
 def test_activations_of_forward(kernels: CudaKernels, activation: str, dtype: torch.dtype, layout: str) -> None:
-    for case in by_name("grouped", "dense_stem", "cuda_dense_16", "cuda_groups_of_8"):
+    for case in by_name("grouped", "dense_stem", "cuda_dense_16", "cuda_groups_of_8", "cuda_split_odd_outputs"):
         x, w, bias = random_operands(case, dtype)
         operands = Operands(x, w, bias, random_grad(case, dtype))
         expected = expect_forward(case, x, w, bias, activation)

@@ -166,6 +166,39 @@ def test_a_larger_problem_gets_a_larger_tile(module: Any) -> None:
     assert tile(128, 256, 28) > tile(1, 64, 7)
 
 
+@pytest.mark.parametrize("op", OPS[:2])
+def test_few_outputs_and_many_channels_are_split(module: Any, op: str) -> None:
+    few = configs_of(module, "grouped", op, make_problem(module, 1, 512, 7, groups=1))
+    assert few[0].parts > 1
+    assert few[0].grid[2] == few[0].parts
+    assert not all(config.parts for config in few), "the same tile without parts is a choice too"
+    # What the parts save must be more than the second stage costs, and there must be work for each.
+    assert configs_of(module, "grouped", op, make_problem(module, 128, 512, 7, groups=1))[0].parts == 0
+    assert configs_of(module, "grouped", op, make_problem(module, 1, 64, 7, groups=1, filter_size=1))[0].parts == 0
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
+def test_any_number_of_channels_runs_on_tensor_cores(module: Any, layout: str, op: str) -> None:
+    for c, k, filter_size in ((3, 10, 3), (58, 58, 1), (116, 1001, 1), (17, 16, 5)):
+        problem = make_problem(module, 4, c, 14, k, 1, filter_size, layout=layout)
+        best = configs_of(module, "grouped", op, problem)[0]
+        assert str(best).startswith(f"grouped_{op}_nhwc"), best
+        assert (best.padded_channels, best.padded_outputs) == tuple(0 if n % 8 == 0 else -(-n // 8) * 8 for n in (c, k))
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_tensors_that_are_not_aligned_are_copied(module: Any, op: str) -> None:
+    problem = make_problem(module, 4, 64, 14, groups=1)
+    problem.alignment = 2
+    best = configs_of(module, "grouped", op, problem)[0]
+    assert (best.padded_channels, best.padded_outputs) == (64, 64)
+    problem.alignment = 16
+    problem.params.x_strides = module.Strides4(14 * 14 * 67, 1, 14 * 67, 67)
+    best = configs_of(module, "grouped", op, problem)[0]
+    assert (best.padded_channels, best.padded_outputs) == (64, 0)
+
+
 def test_configs_print_what_they_are(module: Any) -> None:
     problem = make_problem(module, 8, 64, 28, groups=1, layout="nchw")
     text = str(configs_of(module, "grouped", "forward", problem)[0])

@@ -55,12 +55,15 @@ const cuda::DeviceFacts& facts_of(int device) {
   return all.at(device);
 }
 
+/// The largest power of two, at most 16, that divides a tensor's address in bytes.
+int alignment_of(const Tensor& tensor) {
+  const int rest = static_cast<int>(reinterpret_cast<std::uintptr_t>(tensor.const_data_ptr()) & 15);
+  return rest == 0 ? 16 : rest & -rest;
+}
+
 /// `x` and `y`: the input and the output of the convolution, or their gradients.
 cuda::Problem make_problem(const ConvParams& params, const Tensor& x, const Tensor& y) {
-  const auto address =
-      reinterpret_cast<std::uintptr_t>(x.const_data_ptr()) | reinterpret_cast<std::uintptr_t>(y.const_data_ptr());
-  const int alignment = static_cast<int>(address & 15);
-  return {params, alignment == 0 ? 16 : alignment & -alignment, facts_of(x.get_device_index())};
+  return {params, std::min(alignment_of(x), alignment_of(y)), 16, facts_of(x.get_device_index())};
 }
 
 /// Whether float32 may be rounded to TF32: PyTorch's setting, which only Python can read through a stable interface.
@@ -146,6 +149,7 @@ std::tuple<Tensor, Tensor> depthwise_conv2d_backward_weight(const Tensor& grad_o
 cuda::Problem make_grouped_problem(const ConvParams& params, const Tensor& x, const Tensor& y, const Tensor& filter) {
   cuda::Problem problem = make_problem(params, x, y);
   problem.filter_channels_last = is_channels_last_only(filter);
+  problem.filter_alignment = alignment_of(filter);
   problem.allow_tf32 = params.dtype == DType::kFloat32 && python_allows_tf32();
   return problem;
 }

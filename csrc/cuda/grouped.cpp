@@ -18,7 +18,8 @@ class Operands {
     params_.layout = Layout::kNHWC;
     if (config.padded_channels > 0) params_.C = config.padded_channels;
     if (copies_x()) params_.x_strides = {params.H * params.W * params_.C, 1, params.W * params_.C, params_.C};
-    if (config.converts) params_.y_strides = {params.P * params.Q * params.K, 1, params.Q * params.K, params.K};
+    const int64_t outputs = channels_in_memory(params.K, config.padded_outputs);
+    if (copies_y()) params_.y_strides = {params.P * params.Q * outputs, 1, params.Q * outputs, outputs};
   }
 
   /// The problem that the kernel sees.
@@ -36,8 +37,12 @@ class Operands {
     return memory_ + at_.x;
   }
   const void* read_y(const void* y) const {
-    if (!config_.converts) return y;
-    to_channels_last(original_.dtype, y_planes(), y, memory_ + at_.y, stream_);
+    if (!copies_y()) return y;
+    if (config_.padded_outputs > 0) {
+      pad_channels(original_.dtype, y_planes(), config_.padded_outputs, y, memory_ + at_.y, stream_);
+    } else {
+      to_channels_last(original_.dtype, y_planes(), y, memory_ + at_.y, stream_);
+    }
     return memory_ + at_.y;
   }
   const void* read_filter(const void* w, bool filter_channels_last) const {
@@ -48,21 +53,38 @@ class Operands {
 
   /// Where the kernel writes what belongs at x or y; `finish` brings it there.
   void* write_x(void* x) const { return copies_x() ? memory_ + at_.x : x; }
-  void* write_y(void* y) const { return config_.converts ? memory_ + at_.y : y; }
+  void* write_y(void* y) const { return copies_y() ? memory_ + at_.y : y; }
   float* sums() const { return reinterpret_cast<float*>(memory_ + at_.sums); }
+  /// If the kernel left partial sums, these come first.
   void finish_x(void* x) const {
+    if (config_.parts > 0) {
+      const Activations dx{params_.N, params_.C, params_.H, params_.W, params_.x_strides};
+      grouped_reduce_parts(params_.dtype, dx, static_cast<int>(params_.C), config_.parts, sums(), nullptr,
+                           Activation::kNone, write_x(x), stream_);
+    }
     if (config_.padded_channels > 0) {
       unpad_channels(original_.dtype, x_planes(), config_.padded_channels, memory_ + at_.x, x, stream_);
     } else if (config_.converts) {
       from_channels_last(original_.dtype, x_planes(), memory_ + at_.x, x, stream_);
     }
   }
-  void finish_y(void* y) const {
-    if (config_.converts) from_channels_last(original_.dtype, y_planes(), memory_ + at_.y, y, stream_);
+  void finish_y(void* y, const void* bias) const {
+    if (config_.parts > 0) {
+      const Activations packed{params_.N, params_.K, params_.P, params_.Q, params_.y_strides};
+      grouped_reduce_parts(params_.dtype, packed,
+                           static_cast<int>(channels_in_memory(params_.K, config_.padded_outputs)), config_.parts,
+                           sums(), bias, params_.activation, write_y(y), stream_);
+    }
+    if (config_.padded_outputs > 0) {
+      unpad_channels(original_.dtype, y_planes(), config_.padded_outputs, memory_ + at_.y, y, stream_);
+    } else if (config_.converts) {
+      from_channels_last(original_.dtype, y_planes(), memory_ + at_.y, y, stream_);
+    }
   }
 
  private:
   bool copies_x() const { return config_.converts || config_.padded_channels > 0; }
+  bool copies_y() const { return config_.converts || config_.padded_outputs > 0; }
   Activations x_planes() const { return {original_.N, original_.C, original_.H, original_.W, original_.x_strides}; }
   Activations y_planes() const { return {original_.N, original_.K, original_.P, original_.Q, original_.y_strides}; }
 
@@ -82,11 +104,14 @@ void grouped_forward(const ConvParams& params, const LaunchConfig& config, bool 
     return grouped_forward_general(params, config, filter_channels_last, x, w, bias, y, stream);
   }
   const Operands operands(params, config, workspace, stream);
-  const auto kernel =
-      config.kernel == Kernel::kGroupedForwardNarrowNhwc ? grouped_forward_narrow_nhwc : grouped_forward_nhwc;
-  kernel(operands.params(), config, operands.read_x(x), operands.read_filter(w, filter_channels_last), bias,
-         operands.write_y(y), stream);
-  operands.finish_y(y);
+  const void* source = operands.read_x(x);
+  const void* filter = operands.read_filter(w, filter_channels_last);
+  if (config.kernel == Kernel::kGroupedForwardNarrowNhwc) {
+    grouped_forward_narrow_nhwc(operands.params(), config, source, filter, bias, operands.write_y(y), stream);
+  } else {
+    grouped_forward_nhwc(operands.params(), config, source, filter, bias, operands.write_y(y), operands.sums(), stream);
+  }
+  operands.finish_y(y, bias);
 }
 
 void grouped_backward_input(const ConvParams& params, const LaunchConfig& config, bool filter_channels_last,
@@ -95,10 +120,14 @@ void grouped_backward_input(const ConvParams& params, const LaunchConfig& config
     return grouped_backward_input_general(params, config, filter_channels_last, dy, w, dx, stream);
   }
   const Operands operands(params, config, workspace, stream);
-  const auto kernel = config.kernel == Kernel::kGroupedBackwardInputNarrowNhwc ? grouped_backward_input_narrow_nhwc
-                                                                               : grouped_backward_input_nhwc;
-  kernel(operands.params(), config, operands.read_y(dy), operands.read_filter(w, filter_channels_last),
-         operands.write_x(dx), stream);
+  const void* source = operands.read_y(dy);
+  const void* filter = operands.read_filter(w, filter_channels_last);
+  if (config.kernel == Kernel::kGroupedBackwardInputNarrowNhwc) {
+    grouped_backward_input_narrow_nhwc(operands.params(), config, source, filter, operands.write_x(dx), stream);
+  } else {
+    grouped_backward_input_nhwc(operands.params(), config, source, filter, operands.write_x(dx), operands.sums(),
+                                stream);
+  }
   operands.finish_x(dx);
 }
 

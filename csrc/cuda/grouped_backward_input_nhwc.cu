@@ -11,8 +11,10 @@
 namespace cnnext::cuda {
 
 void grouped_backward_input_nhwc(const ConvParams& p, const LaunchConfig& config, const void* dy, const void* w,
-                                 void* dx, Stream stream) {
-  launch_implicit_gemm<TileOrder::kPanels>(p, config, backward_operands(p, dy, w, dx), backward_axes(p), stream);
+                                 void* dx, float* sums, Stream stream) {
+  GemmOperands op = backward_operands(p, dy, w, dx);
+  if (config.parts > 0) leave_parts(op, config.parts, sums, p.H, p.W, p.C);
+  launch_implicit_gemm<TileOrder::kPanels>(p, config, op, backward_axes(p), stream);
 }
 
 }  // namespace cnnext::cuda

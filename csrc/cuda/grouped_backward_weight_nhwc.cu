@@ -27,10 +27,8 @@ void grouped_backward_weight_nhwc(const ConvParams& p, const LaunchConfig& confi
       using T = decltype(element);
       using Math = decltype(math);
       using Tile = decltype(tile);
-      const int64_t tiles = ceil_div(op.rows, Tile::kM) * ceil_div(p.R * p.S * op.columns, Tile::kN);
-      const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(p.groups), config.parts);
-      launch(implicit_gemm_weight_kernel<T, Math, Tile, kMinBlocksOf<Math, Tile>>, grid, dim3(Tile::kThreads),
-             Tile::kSharedBytes, stream, op);
+      launch(implicit_gemm_weight_kernel<T, Math, Tile, kMinBlocksOf<Math, Tile>>, grid_of(config),
+             dim3(Tile::kThreads), Tile::kSharedBytes, stream, op);
     });
   });
 }

@@ -10,8 +10,10 @@
 namespace cnnext::cuda {
 
 void grouped_forward_nhwc(const ConvParams& p, const LaunchConfig& config, const void* x, const void* w,
-                          const void* bias, void* y, Stream stream) {
-  launch_implicit_gemm<TileOrder::kLines>(p, config, forward_operands(p, x, w, bias, y), forward_axes(p), stream);
+                          const void* bias, void* y, float* sums, Stream stream) {
+  GemmOperands op = forward_operands(p, x, w, bias, y);
+  if (config.parts > 0) leave_parts(op, config.parts, sums, p.P, p.Q, channels_in_memory(p.K, config.padded_outputs));
+  launch_implicit_gemm<TileOrder::kLines>(p, config, op, forward_axes(p), stream);
 }
 
 }  // namespace cnnext::cuda

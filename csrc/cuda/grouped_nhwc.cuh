@@ -39,7 +39,7 @@ inline GemmOperands forward_operands(const ConvParams& p, const void* x, const v
   op.source = x, op.filter = w, op.bias = bias, op.output = y;
   op.source_n = p.x_strides.n, op.source_h = p.x_strides.h, op.source_w = p.x_strides.w;
   op.output_n = p.y_strides.n, op.output_h = p.y_strides.h, op.output_w = p.y_strides.w;
-  op.images = static_cast<int>(p.N);
+  op.images = static_cast<int>(p.N), op.parts = 1;
   op.depth = static_cast<int>(p.channels_per_group()), op.columns = static_cast<int>(p.outputs_per_group());
   op.filter_w = op.depth, op.filter_h = p.S * op.filter_w;
   op.filter_row = p.R * op.filter_h;  // a column of the product is an output channel
@@ -53,7 +53,7 @@ inline GemmOperands backward_operands(const ConvParams& p, const void* dy, const
   op.source = dy, op.filter = w, op.output = dx;
   op.source_n = p.y_strides.n, op.source_h = p.y_strides.h, op.source_w = p.y_strides.w;
   op.output_n = p.x_strides.n, op.output_h = p.x_strides.h, op.output_w = p.x_strides.w;
-  op.images = static_cast<int>(p.N);
+  op.images = static_cast<int>(p.N), op.parts = 1;
   op.depth = static_cast<int>(p.outputs_per_group()), op.columns = static_cast<int>(p.channels_per_group());
   op.filter_w = op.columns, op.filter_h = p.S * op.filter_w;
   op.filter_row = p.R * op.filter_h;  // a reduced element of the product is an output channel
@@ -61,18 +61,16 @@ inline GemmOperands backward_operands(const ConvParams& p, const void* dy, const
   return op;
 }
 
-template <class Tile>
-dim3 gemm_grid(const GemmOperands& op, const GemmAxes& axes, int64_t groups) {
-  int64_t pixels = 0;
-  for (int i = 0; i < axes.classes_h; ++i) {
-    for (int j = 0; j < axes.classes_w; ++j) {
-      const int64_t of_class = static_cast<int64_t>(op.images) * axes.h[i].outputs * axes.w[j].outputs;
-      if (of_class > pixels) pixels = of_class;
-    }
-  }
-  const int64_t tiles = ceil_div(pixels, Tile::kM) * ceil_div(op.columns, Tile::kN);
-  return dim3(static_cast<unsigned>(tiles), static_cast<unsigned>(groups),
-              static_cast<unsigned>(axes.classes_h * axes.classes_w));
+inline dim3 grid_of(const LaunchConfig& config) {
+  return dim3(static_cast<unsigned>(config.grid[0]), static_cast<unsigned>(config.grid[1]),
+              static_cast<unsigned>(config.grid[2]));
+}
+
+/// Lets the launch leave partial sums of an output of `rows` x `columns` pixels with `channels` channels, dense.
+inline void leave_parts(GemmOperands& op, int parts, float* sums, int64_t rows, int64_t columns, int64_t channels) {
+  op.sums = sums, op.parts = parts;
+  op.output_w = channels, op.output_h = columns * channels, op.output_n = rows * op.output_h;
+  op.part_elements = op.images * op.output_n;
 }
 
 template <TileOrder kFilterOrder>
@@ -83,8 +81,8 @@ void launch_implicit_gemm(const ConvParams& params, const LaunchConfig& config, 
       using T = decltype(element);
       using Math = decltype(math);
       using Tile = decltype(tile);
-      launch(implicit_gemm_kernel<T, Math, Tile, kFilterOrder, kMinBlocksOf<Math, Tile>>,
-             gemm_grid<Tile>(op, axes, params.groups), dim3(Tile::kThreads), Tile::kSharedBytes, stream, op, axes);
+      launch(implicit_gemm_kernel<T, Math, Tile, kFilterOrder, kMinBlocksOf<Math, Tile>>, grid_of(config),
+             dim3(Tile::kThreads), Tile::kSharedBytes, stream, op, axes);
     });
   });
 }

@@ -1,8 +1,9 @@
 // Configurations of the grouped kernels: the channels_last implicit GEMMs by a cost model, then those of last resort.
 //
-// The cost of a tile is counted in multiply-adds of a full SM: the multiplications of all its blocks, tails of the tile
-// and of the last wave included, over what the tile's shape can reach of the peak, plus a block's start and end. It
-// ranks tiles of one problem; the static report predicts times.
+// The cost of a tile is counted in clocks: the multiplications of the busiest SM's blocks, tails of the tile included,
+// at the rate that the tile's shape can reach, plus a block's start and end. With few outputs most SMs would have no
+// block; there the reduced dimension is split in parts, if what that saves is more than their second stage costs. All
+// this ranks the configurations of one problem; the static report predicts times.
 #include <algorithm>
 
 #include "grouped_axes.h"
@@ -21,33 +22,62 @@ struct GemmTileShape {
 
 constexpr GemmTileShape kTiles[] = {{128, 128, 256, 1, 1.0}, {128, 64, 256, 2, 0.85}, {64, 64, 128, 3, 0.7}};
 
+/// Clocks of an SM for an output of a step, a line deep: 1280 multiply-adds of 16 bits a clock through mma.sync, half
+/// as many of TF32 on lines with half as many elements; 128 of float32 without tensor cores.
+constexpr double kClocksOnTensorCores = 0.05, kClocksOfFloat32 = 0.25;
+
 /// The start of a block, until its first tiles are there, and its epilogue, in steps of the main loop.
 constexpr double kStepsOfOverhead = 6;
 
-/// What an SM does in the time of one step (64 x 64 outputs, a line deep), relative: float32 without tensor cores is
-/// slower, which does not change the ranking.
-double cost(const GemmTileShape& tile, int64_t blocks, int64_t steps, const DeviceFacts& device) {
+/// A second stage: its launch, and what the device writes to and reads from the L2 cache of its sums.
+constexpr double kClocksOfLaunch = 3500, kBytesOfSumsAClock = 2500;
+
+/// The most parts of a reduced dimension, and the fewest steps in one: fewer would not fill the stages.
+constexpr int kMostParts = 32, kFewestSteps = 4;
+
+/// Work of a launch: blocks of a tile, each with `steps`, and the sums of one part.
+struct Work {
+  int64_t blocks, steps, sums;
+};
+
+double cost(const GemmTileShape& tile, const Work& work, int64_t parts, double clocks, const DeviceFacts& device) {
   const int64_t slots = int64_t{device.multiprocessors} * tile.blocks_per_multiprocessor;
   // Blocks that the busiest SM works through: full waves, and its share of the last one.
+  const int64_t blocks = work.blocks * parts;
   const int64_t on_one =
       blocks / slots * tile.blocks_per_multiprocessor + ceil_div(blocks % slots, device.multiprocessors);
-  const double step = static_cast<double>(tile.m) * tile.n / tile.efficiency;
-  return static_cast<double>(on_one) * step * (static_cast<double>(steps) + kStepsOfOverhead);
+  const double outputs = static_cast<double>(tile.m) * tile.n / tile.efficiency;
+  const double first =
+      static_cast<double>(on_one) * outputs *
+      (static_cast<double>(ceil_div(work.steps, parts)) * clocks + kStepsOfOverhead * kClocksOnTensorCores);
+  if (parts == 1) return first;
+  return first + kClocksOfLaunch + 8.0 * static_cast<double>(work.sums * parts) / kBytesOfSumsAClock;
+}
+
+/// The number of parts that costs least: a power of two, so that one part more or less is not tried for nothing.
+int cheapest_parts(const GemmTileShape& tile, const Work& work, double clocks, const DeviceFacts& device) {
+  int best = 1;
+  for (int parts = 2; parts <= kMostParts && work.steps / parts >= kFewestSteps; parts *= 2) {
+    if (cost(tile, work, parts, clocks, device) < cost(tile, work, best, clocks, device)) best = parts;
+  }
+  return best;
 }
 
 constexpr bool is_multiple(int64_t value, int64_t of) { return value % of == 0; }
+
+/// Whether an activation can be read 16 bytes at a time.
+bool is_aligned(const Strides4& strides, int vector) {
+  return is_multiple(strides.n, vector) && is_multiple(strides.h, vector) && is_multiple(strides.w, vector);
+}
 
 /// Whether every number fits where the kernels keep it, and activations can be read 16 bytes at a time.
 bool fits_channels_last_kernels(const Problem& problem) {
   const ConvParams& p = problem.params;
   if (p.dtype == DType::kFloat64) return false;
   const int vector = 16 / size_of(p.dtype);
-  const auto aligned = [&](const Strides4& strides) {
-    return is_multiple(strides.n, vector) && is_multiple(strides.h, vector) && is_multiple(strides.w, vector);
-  };
-  // What lies otherwise is converted first; the workspace is aligned.
-  const bool native = p.layout == Layout::kNHWC;
-  if (native && (problem.alignment < 16 || !aligned(p.x_strides) || !aligned(p.y_strides))) return false;
+  // NCHW is converted first; the workspace is aligned.
+  const bool aligned = problem.alignment >= 16 && is_aligned(p.x_strides, vector) && is_aligned(p.y_strides, vector);
+  if (p.layout == Layout::kNHWC && !aligned) return false;
   if (!is_multiple(p.C, vector) || !is_multiple(p.K, vector)) return false;
   constexpr int64_t kMost = int64_t{1} << 28;  // of a position, with room for the sums in the kernels' 32 bits
   const auto small = [](auto... values) { return ((values < kMost) && ...); };
@@ -72,57 +102,86 @@ bool has_narrow_groups(const Problem& problem) {
          (width == 4 || width == 8 || width == 16 || width == 32) && fits_channels_last_kernels(problem);
 }
 
-/// The problem as the implicit GEMM sees it: one group with channels that are no whole vector gets more, of zeros.
-struct Padded {
+/// The problem as the implicit GEMM sees it. Activations that it cannot read as they lie, since they are not aligned or
+/// their channels are no whole vectors, are copied to the workspace, where zeros fill the last vector. Only one group
+/// can have more channels.
+struct Copied {
   Problem problem;
-  int channels = 0;  // 0: as they are
+  int channels = 0, outputs = 0;  // of the copies of x and y; 0: as they are
+  bool grows_filter = false;      // the filter gets the channels of zeros too
 
-  explicit Padded(const Problem& original) : problem(original) {
+  explicit Copied(const Problem& original) : problem(original) {
     ConvParams& p = problem.params;
     const int vector = 16 / size_of(p.dtype);
-    if (p.groups > 1 || is_multiple(p.C, vector)) return;
-    p.C = ceil_div(p.C, vector) * vector;
-    p.x_strides = {p.H * p.W * p.C, 1, p.W * p.C, p.C};
-    channels = static_cast<int>(p.C);
+    const auto copy = [&](int64_t& count, Strides4& strides, int64_t h, int64_t w) {
+      const bool is_whole = is_multiple(count, vector);
+      const bool as_it_is = p.layout == Layout::kNCHW || (original.alignment >= 16 && is_aligned(strides, vector));
+      if (is_whole ? as_it_is : p.groups > 1) return 0;
+      count = ceil_div(count, vector) * vector;
+      strides = {h * w * count, 1, w * count, count};
+      return static_cast<int>(count);
+    };
+    channels = copy(p.C, p.x_strides, p.H, p.W);
+    outputs = copy(p.K, p.y_strides, p.P, p.Q);
+    grows_filter = p.C != original.params.C;
+    if (channels > 0 && outputs > 0) problem.alignment = 16;
   }
 };
 
 bool needs_packing(const Problem& problem) {
   const ConvParams& p = problem.params;
-  return !problem.filter_channels_last && p.R * p.S > 1 && p.channels_per_group() > 1;
+  const bool is_in_order = problem.filter_channels_last || p.R * p.S == 1 || p.channels_per_group() == 1;
+  return !is_in_order || problem.filter_alignment < 16;
 }
 
-/// Adds the tiles with float32's arithmetic, or TF32's and then float32's, the cheapest tile first.
-void append_tiles(const Padded& padding, Kernel kernel, int64_t pixels, int64_t columns, int64_t steps, int classes,
-                  Configs& configs) {
+/// The product that a kernel computes.
+struct Product {
+  int64_t pixels, columns, steps;
+  int classes = 1;
+  int64_t sums = 0;  // of a part, if the reduced dimension may be split
+};
+
+/// Adds the tiles, as they are and in parts if that pays, the cheapest first.
+void append_tiles(const Copied& copied, Kernel kernel, const Product& product, bool tf32, Configs& configs) {
   struct Candidate {
     double cost;
     LaunchConfig config;
   };
   std::vector<Candidate> candidates;
-  const Problem& problem = padding.problem;
+  const Problem& problem = copied.problem;
+  const double clocks = size_of(problem.params.dtype) == 2 || tf32 ? kClocksOnTensorCores : kClocksOfFloat32;
   for (const GemmTileShape& tile : kTiles) {
-    const int64_t tiles = ceil_div(pixels, tile.m) * ceil_div(columns, tile.n);
+    const int64_t tiles = ceil_div(product.pixels, tile.m) * ceil_div(product.columns, tile.n);
     if (tiles > kMaxGridX) continue;
     LaunchConfig config;
     config.kernel = kernel;
-    config.grid[0] = tiles, config.grid[1] = problem.params.groups, config.grid[2] = classes;
+    config.grid[0] = tiles, config.grid[1] = problem.params.groups, config.grid[2] = product.classes;
     config.block[0] = tile.threads;
     config.tile_h = tile.m, config.tile_w = tile.n, config.vector = 16 / size_of(problem.params.dtype);
-    config.padded_channels = padding.channels;
-    config.packs_filter = padding.channels > 0 || needs_packing(problem);
+    config.tf32 = tf32;
+    config.padded_channels = copied.channels, config.padded_outputs = copied.outputs;
+    config.packs_filter = copied.grows_filter || needs_packing(problem);
     config.converts = problem.params.layout == Layout::kNCHW;
-    candidates.push_back({cost(tile, tiles * problem.params.groups * classes, steps, problem.device), config});
+    const Work work{tiles * problem.params.groups * product.classes, product.steps, product.sums};
+    candidates.push_back({cost(tile, work, 1, clocks, problem.device), config});
+    if (product.sums == 0) continue;
+    const int parts = cheapest_parts(tile, work, clocks, problem.device);
+    if (parts == 1) continue;
+    config.parts = parts, config.grid[2] = int64_t{product.classes} * parts;
+    candidates.push_back({cost(tile, work, parts, clocks, problem.device), config});
   }
   std::stable_sort(candidates.begin(), candidates.end(),
                    [](const Candidate& a, const Candidate& b) { return a.cost < b.cost; });
-  if (problem.allow_tf32 && problem.params.dtype == DType::kFloat32) {
-    for (Candidate candidate : candidates) {
-      candidate.config.tf32 = true;
-      configs.push_back(candidate.config);
-    }
-  }
   for (const Candidate& candidate : candidates) configs.push_back(candidate.config);
+}
+
+/// The same for TF32's arithmetic first, if it is allowed.
+void append_tiles(const Copied& copied, Kernel kernel, const Product& product, Configs& configs) {
+  const Problem& problem = copied.problem;
+  if (problem.allow_tf32 && problem.params.dtype == DType::kFloat32) {
+    append_tiles(copied, kernel, product, true, configs);
+  }
+  append_tiles(copied, kernel, product, false, configs);
 }
 
 /// The tiles of 8 x 16 pixels and 64 channels of the kernels for narrow groups.
@@ -158,38 +217,37 @@ int64_t lines_of(const ConvParams& p, int64_t elements) { return ceil_div(elemen
 }  // namespace
 
 void plan_grouped_forward_nhwc(const Problem& original, Configs& configs) {
-  const Padded padding(original);
-  const Problem& problem = padding.problem;
-  const ConvParams& p = problem.params;
-  if (!fits_implicit_gemm(problem)) return;
-  append_tiles(padding, Kernel::kGroupedForwardNhwc, p.N * p.P * p.Q, p.outputs_per_group(),
-               lines_of(p, p.R * p.S * p.channels_per_group()), 1, configs);
+  const Copied copied(original);
+  const ConvParams& p = copied.problem.params;
+  if (!fits_implicit_gemm(copied.problem)) return;
+  Product product{p.N * p.P * p.Q, p.outputs_per_group(), lines_of(p, p.R * p.S * p.channels_per_group())};
+  product.sums = p.N * p.P * p.Q * p.K;
+  append_tiles(copied, Kernel::kGroupedForwardNhwc, product, configs);
 }
 
 void plan_grouped_backward_input_nhwc(const Problem& original, Configs& configs) {
-  const Padded padding(original);
-  const Problem& problem = padding.problem;
-  const ConvParams& p = problem.params;
+  const Copied copied(original);
+  const ConvParams& p = copied.problem.params;
   // A class of positions modulo the stride has its own axis; the kernel has room for two.
-  if (!fits_implicit_gemm(problem) || p.stride_h > kMaxAxes || p.stride_w > kMaxAxes) return;
-  const int classes = static_cast<int>(p.stride_h * p.stride_w);
-  const int64_t pixels = p.N * ceil_div(p.H, p.stride_h) * ceil_div(p.W, p.stride_w);
-  const int64_t taps = ceil_div(p.R * p.S, classes);
-  append_tiles(padding, Kernel::kGroupedBackwardInputNhwc, pixels, p.channels_per_group(),
-               taps * lines_of(p, p.outputs_per_group()), classes, configs);
+  if (!fits_implicit_gemm(copied.problem) || p.stride_h > kMaxAxes || p.stride_w > kMaxAxes) return;
+  Product product{p.N * ceil_div(p.H, p.stride_h) * ceil_div(p.W, p.stride_w), p.channels_per_group(), 0};
+  product.classes = static_cast<int>(p.stride_h * p.stride_w);
+  product.steps = ceil_div(p.R * p.S, product.classes) * lines_of(p, p.outputs_per_group());
+  product.sums = p.N * p.H * p.W * p.C;
+  append_tiles(copied, Kernel::kGroupedBackwardInputNhwc, product, configs);
 }
 
 void plan_grouped_backward_weight_nhwc(const Problem& original, Configs& configs) {
-  const Padded padding(original);
-  const Problem& problem = padding.problem;
+  const Copied copied(original);
+  const Problem& problem = copied.problem;
   const ConvParams& p = problem.params;
   if (!fits_implicit_gemm(problem)) return;
   const int64_t step_pixels = 128 / size_of(p.dtype);
   const int64_t steps = ceil_div(p.N * p.P * p.Q, step_pixels);
   Configs tiles;
-  // Rows are output channels, columns the taps' input channels.
-  append_tiles(padding, Kernel::kGroupedBackwardWeightNhwc, p.outputs_per_group(), p.R * p.S * p.channels_per_group(),
-               steps, 1, tiles);
+  // Rows are output channels, columns the taps' input channels. Its own rule for parts follows.
+  const Product product{p.outputs_per_group(), p.R * p.S * p.channels_per_group(), steps};
+  append_tiles(copied, Kernel::kGroupedBackwardWeightNhwc, product, tiles);
   for (LaunchConfig& config : tiles) {
     config.packs_filter = false;
     const int64_t blocks = config.grid[0] * p.groups;

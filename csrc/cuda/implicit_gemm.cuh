@@ -1,7 +1,6 @@
 // Convolution as a matrix product: the kernel behind grouped_forward_nhwc and grouped_backward_input_nhwc.
 //
-//   output[m][n] = activation(bias[n] + residual[m][n] + sum over taps t, channels k of  source[m, t][k] *
-//   filter[t][k][n])
+//   output[m][n] = activation(bias[n] + sum over taps t, channels k of  source[m, t][k] * filter[t][k][n])
 //
 // M = pixels of the output, N = output channels of a group, and the reduced dimension runs over the taps and the
 // channels of the group, in steps of a line (128 bytes), which may hold several taps of few channels. Nothing is
@@ -12,8 +11,11 @@
 // arrives as zeros. The result goes through shared memory once more, so that it is written 16 bytes a thread, whole
 // lines a warp.
 //
+// Where there are too few outputs for the device, several blocks share a tile: each takes a part of the steps and
+// leaves its sums in float32, which grouped_reduce_parts.cu adds up.
+//
 // Assumes: channels_last, source, filter and output 16-byte aligned, as are their strides and the channels of a group
-// on both sides.
+// on both sides; the last group may end within a vector, whose other elements are zeros in the source.
 #pragma once
 
 #include "element.h"
@@ -58,8 +60,8 @@ struct SourceLoader {
   int tap_h = 0, tap_w = 0, tap_piece;  // of the next step
 
   __device__ __forceinline__ SourceLoader(const GemmOperands& op, const TapAxis& axis_h, const TapAxis& axis_w,
-                                          int64_t first_m, int64_t pixels, int group, int pieces)
-      : line(threadIdx.x / kLinePieces), piece(threadIdx.x % kLinePieces), tap_piece(piece) {
+                                          int64_t first_m, int64_t pixels, int group, int pieces, int first_step)
+      : line(threadIdx.x / kLinePieces), piece(threadIdx.x % kLinePieces), tap_piece(piece + first_step * kLinePieces) {
     const T* base = static_cast<const T*>(op.source) + static_cast<int64_t>(group) * op.depth;
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
@@ -129,11 +131,14 @@ __device__ __forceinline__ void copy_filter_panels(const GemmOperands& op, unsig
   }
 }
 
-/// Grid: x = column tiles (fastest, so that neighbours share the source in L2) x pixel tiles, y = groups, z = classes.
+/// Grid: x = column tiles (fastest, so that neighbours share the source in L2) x pixel tiles, y = groups, z = classes
+/// (fastest) x parts.
 template <class T, class Math, class Tile, TileOrder kFilterOrder, int kMinBlocks>
 __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) implicit_gemm_kernel(GemmOperands op, GemmAxes axes) {
-  const TapAxis axis_h = axes.h[axes.classes_w == 1 ? blockIdx.z : blockIdx.z / axes.classes_w];
-  const TapAxis axis_w = axes.w[axes.classes_w == 1 ? 0 : blockIdx.z % axes.classes_w];
+  const int part = blockIdx.z / (axes.classes_h * axes.classes_w);
+  const int class_of_block = blockIdx.z - part * axes.classes_h * axes.classes_w;
+  const TapAxis axis_h = axes.h[class_of_block / axes.classes_w];
+  const TapAxis axis_w = axes.w[class_of_block % axes.classes_w];
   const int column_tiles = (op.columns + Tile::kN - 1) / Tile::kN;
   const int first_n = static_cast<int>(blockIdx.x % column_tiles) * Tile::kN;
   const int64_t first_m = static_cast<int64_t>(blockIdx.x / column_tiles) * Tile::kM;
@@ -143,21 +148,24 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) implicit_gemm_kern
 
   CNNEXT_DYNAMIC_SHARED(unsigned char, shared);
   constexpr bool kFlat = kFilterOrder == TileOrder::kLines;
-  const int depth_pieces = op.depth / kVector<T>;
+  const int depth_pieces = (op.depth + kVector<T> - 1) / kVector<T>;
   const int pieces = kFlat ? depth_pieces : (depth_pieces + kLinePieces - 1) / kLinePieces * kLinePieces;
   const int all_pieces = axis_h.taps * axis_w.taps * pieces;
-  const int steps = (all_pieces + kLinePieces - 1) / kLinePieces;
-  SourceLoader<T, Tile> loader(op, axis_h, axis_w, first_m, pixels, group, pieces);
+  const int all_steps = (all_pieces + kLinePieces - 1) / kLinePieces;
+  const int first_step = part * all_steps / op.parts, steps = (part + 1) * all_steps / op.parts - first_step;
+  SourceLoader<T, Tile> loader(op, axis_h, axis_w, first_m, pixels, group, pieces, first_step);
   const T* filter = static_cast<const T*>(op.filter) + group * op.filter_group + axis_h.filter_first * op.filter_h +
                     axis_w.filter_first * op.filter_w;
 
   // The tap of the filter's next step, and its first channel there.
-  int channel = 0, tap_h = 0, tap_w = 0;
+  const int tap_steps = pieces / kLinePieces, first_tap = kFlat ? 0 : first_step / tap_steps;
+  int channel = (first_step - first_tap * tap_steps) * kLine<T>;
+  int tap_h = first_tap / max(axis_w.taps, 1), tap_w = first_tap - tap_h * axis_w.taps;
   const auto copy_step = [&](int step, int stage) {
     unsigned char* a = shared + stage * Tile::kStageBytes;
     loader.copy(op, a, axis_h, axis_w, pieces);
     if constexpr (kFlat) {
-      copy_filter_lines<T, Tile>(op, a + Tile::kABytes, filter, first_n, step, all_pieces);
+      copy_filter_lines<T, Tile>(op, a + Tile::kABytes, filter, first_n, first_step + step, all_pieces);
     } else {
       const T* tap = filter + tap_h * axis_h.filter_step * op.filter_h + tap_w * axis_w.filter_step * op.filter_w;
       copy_filter_panels<T, Tile>(op, a + Tile::kABytes, tap, first_n, channel);
@@ -201,7 +209,8 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) implicit_gemm_kern
         if (m >= pixels) return kNoPixel;
         const Pixel p = pixel_of(m, axis_h.outputs, axis_w.outputs);
         return output_offset(op, axis_h, axis_w, p);
-      });
+      },
+      part);
 }
 
 }  // namespace cnnext::cuda

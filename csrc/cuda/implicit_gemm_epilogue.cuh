@@ -11,12 +11,14 @@ namespace cnnext::cuda {
 struct GemmOperands {
   const void* source;
   const void* filter;
-  const void* bias;      // [groups * columns], or null
-  const void* residual;  // laid out like the output, or null
+  const void* bias;  // [groups * columns], or null
   void* output;
+  float* sums;  // [parts] of dense outputs in float32 instead of `output`, or null
   int64_t source_n, source_h, source_w;
   int64_t output_n, output_h, output_w;
   int64_t filter_group, filter_row, filter_h, filter_w;  // a row is a column n, or a channel k if it is transposed
+  int64_t part_elements;                                 // of `sums`
+  int parts;                                             // of the reduced dimension
   int images;
   int depth, columns;  // channels of a group: reduced, and of the output
   Activation activation;
@@ -31,14 +33,25 @@ __device__ __forceinline__ int64_t output_offset(const GemmOperands& op, const T
 
 constexpr int64_t kNoPixel = -1;
 
+/// The first `count` of a vector's channels; element by element, since a bias may begin anywhere and end within a
+/// vector.
+template <class T>
+__device__ __forceinline__ void load_bias(const T* bias, int count, float (&values)[kVector<T>]) {
+#pragma unroll
+  for (int i = 0; i < kVector<T>; ++i) {
+    if (i < count) values[i] = to_accumulator(bias[i]);
+  }
+}
+
 /// The epilogue of a block with Tile::kM pixels and Tile::kN channels: the sums go to shared memory, from there with
-/// bias, residual and activation to the output, 16 bytes a thread.
+/// bias and activation to the output, 16 bytes a thread; or as they are to a part of `op.sums`.
 ///
-/// `channel`: the block's first output channel; `channels`: how many there are from it on. `visit(f)` calls f(m, n,
-/// value) or f(m, n, value, next) for the sums of the thread, `pixel(m)` gives a pixel's offset or kNoPixel.
+/// `channel`: the block's first output channel; `channels`: how many there are from it on, in memory rounded up to a
+/// vector. `visit(f)` calls f(m, n, value) or f(m, n, value, next) for the sums of the thread, `pixel(m)` gives a
+/// pixel's offset or kNoPixel.
 template <class T, class Tile, class Visit, class PixelOffset>
 __device__ __forceinline__ void store_result(const GemmOperands& op, unsigned char* shared, int64_t channel,
-                                             int channels, const Visit& visit, const PixelOffset& pixel) {
+                                             int channels, const Visit& visit, const PixelOffset& pixel, int part = 0) {
   auto* result = reinterpret_cast<float*>(shared);  // [kM][kResultPitch]
   visit([&](int m, int n, auto... values) {
     float* to = result + m * Tile::kResultPitch + n;
@@ -55,24 +68,26 @@ __device__ __forceinline__ void store_result(const GemmOperands& op, unsigned ch
   const int column = threadIdx.x % kVectors * kVector<T>;
   if (column >= channels) return;
   float bias[kVector<T>] = {};
-  if (op.bias != nullptr) unpack<T>(load_global<uint4>(static_cast<const T*>(op.bias) + channel + column), bias);
+  load_bias(static_cast<const T*>(op.bias) + channel + column, op.bias != nullptr ? channels - column : 0, bias);
 
   for (int row = threadIdx.x / kVectors; row < Tile::kM; row += Tile::kThreads / kVectors) {
     const int64_t offset = pixel(row);
     if (offset == kNoPixel) continue;
     const int64_t at = offset + channel + column;
+    if (op.sums != nullptr) {
+      float* const to = op.sums + part * op.part_elements + at;
+#pragma unroll
+      for (int i = 0; i < kVector<T>; i += 4) {
+        store(to + i, load<float4>(result + row * Tile::kResultPitch + column + i));
+      }
+      continue;
+    }
     float values[kVector<T>];
 #pragma unroll
     for (int i = 0; i < kVector<T>; i += 4) {
       const float4 sums = load<float4>(result + row * Tile::kResultPitch + column + i);
       values[i] = sums.x + bias[i], values[i + 1] = sums.y + bias[i + 1];
       values[i + 2] = sums.z + bias[i + 2], values[i + 3] = sums.w + bias[i + 3];
-    }
-    if (op.residual != nullptr) {
-      float residual[kVector<T>];
-      unpack<T>(load_global<uint4>(static_cast<const T*>(op.residual) + at), residual);
-#pragma unroll
-      for (int i = 0; i < kVector<T>; ++i) values[i] += residual[i];
     }
     activate_all(values, op.activation);
     store(static_cast<T*>(op.output) + at, pack<T>(values));

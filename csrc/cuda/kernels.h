@@ -89,10 +89,16 @@ void grouped_backward_weight_general(const ConvParams& params, const LaunchConfi
                                      const void* dy, const void* x, void* dw, void* dbias, Stream stream);
 
 // These take the filter as [K][R][S][C / groups].
+// If config.parts > 0 they leave the sums of each part, in float32 and dense, in `sums`, and nothing in y or dx.
 void grouped_forward_nhwc(const ConvParams& params, const LaunchConfig& config, const void* x, const void* w,
-                          const void* bias, void* y, Stream stream);
+                          const void* bias, void* y, float* sums, Stream stream);
 void grouped_backward_input_nhwc(const ConvParams& params, const LaunchConfig& config, const void* dy, const void* w,
-                                 void* dx, Stream stream);
+                                 void* dx, float* sums, Stream stream);
+
+/// The second stage of these two: adds the parts in ascending order, then bias (or null) and activation, and rounds
+/// once. In memory the channels are `channels`, a multiple of a 16-byte vector and at least y.C.
+void grouped_reduce_parts(DType dtype, const Activations& y, int channels, int parts, const float* sums,
+                          const void* bias, Activation activation, void* output, Stream stream);
 
 // 4, 8, 16 or 32 channels of a group on both sides, 16-bit.
 void grouped_forward_narrow_nhwc(const ConvParams& params, const LaunchConfig& config, const void* x, const void* w,

@@ -49,6 +49,7 @@ std::string LaunchConfig::to_string() const {
   if (packs_filter) text += " packs_filter";
   if (converts) text += " converts";
   field("padded_channels", padded_channels);
+  field("padded_outputs", padded_outputs);
   return text;
 }
 
@@ -116,14 +117,21 @@ GroupedWorkspace grouped_workspace(const ConvParams& p, const LaunchConfig& conf
     workspace.bytes += ceil_div(bytes, 16) * 16;
     return at;
   };
-  const int64_t channels = config.padded_channels > 0 ? config.padded_channels : p.C;
+  const int64_t channels = channels_in_memory(p.C, config.padded_channels);
+  const int64_t outputs = channels_in_memory(p.K, config.padded_outputs);
+  const int64_t input_elements = p.N * channels * p.H * p.W, output_elements = p.N * outputs * p.P * p.Q;
   const int64_t filter = p.K * (channels / p.groups) * p.R * p.S;
   if (config.converts || config.padded_channels > 0) {
-    workspace.x = reserve(p.N * channels * p.H * p.W * size_of(p.dtype));
+    workspace.x = reserve(input_elements * size_of(p.dtype));
   }
-  if (config.converts) workspace.y = reserve(p.N * p.K * p.P * p.Q * size_of(p.dtype));
+  if (config.converts || config.padded_outputs > 0) workspace.y = reserve(output_elements * size_of(p.dtype));
   if (config.packs_filter) workspace.filter = reserve(filter * size_of(p.dtype));
-  if (config.parts > 0) workspace.sums = reserve(config.parts * (filter + p.K) * 4);
+  if (config.parts > 0) {
+    const int64_t summed = config.kernel == Kernel::kGroupedForwardNhwc         ? output_elements
+                           : config.kernel == Kernel::kGroupedBackwardInputNhwc ? input_elements
+                                                                                : filter + p.K;
+    workspace.sums = reserve(config.parts * summed * 4);
+  }
   return workspace;
 }
 

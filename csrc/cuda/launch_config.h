@@ -57,6 +57,7 @@ struct LaunchConfig {
   bool packs_filter = false;   // the filter is first copied to the workspace as [K][R][S][C / groups]
   bool converts = false;       // x, dy and the results are converted between NCHW and channels_last in the workspace
   int padded_channels = 0;     // x, or dx, and the filter have this many channels in the workspace, zeros at the end
+  int padded_outputs = 0;      // y, or dy, has this many channels in the workspace, zeros at the end
 
   std::string to_string() const;
 };
@@ -66,6 +67,7 @@ struct LaunchConfig {
 struct Problem {
   ConvParams params;
   int alignment = 16;
+  int filter_alignment = 16;  // the same of the filter's address; only the grouped kernels ask
   DeviceFacts device;
   bool allow_tf32 = false;            // float32 may be rounded to TF32 on tensor cores
   bool filter_channels_last = false;  // w and dw lie in memory as [K][R][S][C / groups]
@@ -85,9 +87,12 @@ std::vector<LaunchConfig> grouped_backward_weight_configs(const Problem& problem
 struct GroupedWorkspace {
   int64_t x = 0, y = 0;  // channels_last copies of the input and the output, or their gradients
   int64_t filter = 0;    // [K][R][S][C / groups]
-  int64_t sums = 0;      // partial sums of the weight gradient
+  int64_t sums = 0;      // partial sums
   int64_t bytes = 0;     // in all
 };
+
+/// Channels of an activation in memory: `padded`, if it is copied to the workspace, else its own.
+constexpr int64_t channels_in_memory(int64_t channels, int padded) { return padded > 0 ? padded : channels; }
 
 GroupedWorkspace grouped_workspace(const ConvParams& params, const LaunchConfig& config);
 

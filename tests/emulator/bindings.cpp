@@ -86,6 +86,7 @@ void bind_planning(py::module_& m) {
       .def(py::init<>())
       .def_readwrite("params", &Problem::params)
       .def_readwrite("alignment", &Problem::alignment)
+      .def_readwrite("filter_alignment", &Problem::filter_alignment)
       .def_readwrite("device", &Problem::device)
       .def_readwrite("allow_tf32", &Problem::allow_tf32)
       .def_readwrite("filter_channels_last", &Problem::filter_channels_last);
@@ -107,6 +108,8 @@ void bind_planning(py::module_& m) {
       .def_readwrite("tf32", &LaunchConfig::tf32)
       .def_readwrite("packs_filter", &LaunchConfig::packs_filter)
       .def_readwrite("converts", &LaunchConfig::converts)
+      .def_readwrite("padded_channels", &LaunchConfig::padded_channels)
+      .def_readwrite("padded_outputs", &LaunchConfig::padded_outputs)
       .def("__repr__", &LaunchConfig::to_string);
   def_array(config, "grid", &LaunchConfig::grid);
   def_array(config, "block", &LaunchConfig::block);
