@@ -248,12 +248,12 @@ GROUPED_CUDA_CASES = (
     case("cuda_uneven_stride", (1, 16, 9, 11), 16, 3, stride=(1, 2), padding=(0, 2)),
     case("cuda_many_parts", (4, 16, 24, 25), 16, 1),
     # Few outputs and a deep reduction, which is split: of the forward pass, and of the input gradient.
-    case("cuda_split_forward", (1, 200, 3, 4), 40, 3, padding=1),
-    case("cuda_split_input", (1, 24, 3, 4), 200, 3, padding=1),
-    case("cuda_split_input_s2", (2, 16, 3, 5), 520, 3, stride=2, padding=1),
+    case("cuda_split_forward", (1, 144, 3, 4), 40, 3, padding=1),
+    case("cuda_split_input", (1, 24, 3, 4), 144, 3, padding=1),
+    case("cuda_split_input_s2", (2, 16, 3, 5), 392, 3, stride=2, padding=1),
     case("cuda_split_odd_outputs", (2, 1300, 2, 3), 21, 1),
     case("cuda_split_odd_inputs", (2, 21, 2, 3), 1300, 1),
-    case("cuda_split_two_groups", (1, 1040, 2, 2), 16, (1, 3), padding=(0, 1), groups=2),
+    case("cuda_split_two_groups", (1, 800, 2, 2), 16, (1, 3), padding=(0, 1), groups=2),
 )
 
 POINTWISE_CASES = (

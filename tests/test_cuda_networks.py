@@ -16,7 +16,7 @@ from bench.networks import load_layers
 from cnnext import backends
 from cnnext.models import resnet
 from tests.cases import Case
-from tests.cuda_kernels import BUILD, DEPTHWISE, OPS, CudaKernels, Placement, Variant, check_integers
+from tests.cuda_kernels import BUILD, DEPTHWISE, OPS, CudaKernels, Placement, Variant, check_integers, first
 from tests.emulated_backend import emulated
 from tests.emulator import build
 
@@ -153,7 +153,7 @@ def kernels() -> CudaKernels:
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_layers_of_networks(kernels: CudaKernels, case: Case, op: str) -> None:
-    check_integers(kernels, op, case, torch.float16, Placement("nhwc"), _variant(case), most=1)
+    check_integers(kernels, op, case, torch.float16, Placement("nhwc"), _variant(case), select=first)
 
 
 @pytest.mark.slow
