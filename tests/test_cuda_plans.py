@@ -178,6 +178,17 @@ def test_few_outputs_and_many_channels_are_split(module: Any, op: str) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("shared_kib", [227, 163, 99, 64])
+def test_tiles_fit_the_shared_memory_of_the_device(module: Any, shared_kib: int, op: str) -> None:
+    problem = make_problem(module, 128, 256, 28, groups=1)
+    problem.device.shared_bytes_per_block = shared_kib * 1024
+    problem.device.shared_bytes_per_multiprocessor = (shared_kib + 1) * 1024
+    configs = configs_of(module, "grouped", op, problem)
+    assert all(config.shared_bytes <= shared_kib * 1024 for config in configs)
+    assert "general" not in str(configs[0])
+
+
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("layout", ["nhwc", "nchw"])
 def test_any_number_of_channels_runs_on_tensor_cores(module: Any, layout: str, op: str) -> None:
     for c, k, filter_size in ((3, 10, 3), (58, 58, 1), (116, 1001, 1), (17, 16, 5)):

@@ -19,10 +19,13 @@ from bench.static_report.compile import ARCHITECTURES, ToolMissingError, compile
 from bench.static_report.execute import Program
 from bench.static_report.kernels import KernelReport, read_kernels, select
 from bench.static_report.launches import LAYOUTS, OPS, Call, plan
-from bench.static_report.layers import DTYPES, depthwise_calls
+from bench.static_report.layers import DTYPES, GROUPED_DTYPES, GROUPED_LAYOUTS, KINDS, depthwise_calls, grouped_calls
 from bench.static_report.model import SAMPLES, Prediction, predict
 from bench.static_report.rates import ARCHITECTURES as RATES
 from bench.static_report.rates import Architecture
+
+#: Networks whose layers are predicted unless one is named.
+NETWORKS = ("mobilenet_v1", "resnet18")
 
 
 class _Predictor:
@@ -74,7 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m bench.static_report",
         description="Reports, without a GPU, on the machine code of the CUDA kernels: registers, spills, instructions, "
-        "and the predicted times of a network's depthwise layers against their floor.",
+        "and the predicted times of networks' layers against their floor.",
     )
     parser.add_argument(
         "--arch",
@@ -85,7 +88,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--kernel", metavar="REGEX", help="only kernels in whose name this is found")
     parser.add_argument("--source", metavar="REGEX", default="", help="only .cu files in whose name this is found")
-    parser.add_argument("--network", default="mobilenet_v1", help="whose layers are predicted (default: mobilenet_v1)")
+    parser.add_argument(
+        "--network",
+        action="append",
+        help=f"whose layers are predicted; may be repeated (default: {' and '.join(NETWORKS)})",
+    )
+    parser.add_argument("--kind", action="append", choices=KINDS, help="layers; may be repeated (default: both)")
     parser.add_argument("--batch", type=int, default=128, help="images a call (default: 128)")
     parser.add_argument("--op", action="append", choices=OPS, help="may be repeated (default: all)")
     parser.add_argument("--layout", action="append", choices=LAYOUTS, help="may be repeated (default: all)")
@@ -106,6 +114,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--update-budget", action="store_true", help="write the figures there; needs --reason")
     parser.add_argument("--reason", default="", help="why the budget changes")
     return parser
+
+
+def _calls(options: argparse.Namespace) -> list[Call]:
+    """The calls that the options name, each once."""
+    calls: list[Call] = []
+    ops = options.op or OPS
+    for network in options.network or NETWORKS:
+        if "depthwise" in (options.kind or KINDS):
+            calls += depthwise_calls(network, options.batch, ops, options.layout or LAYOUTS, options.dtype or DTYPES)
+        if "grouped" in (options.kind or KINDS):
+            layouts, dtypes = options.layout or GROUPED_LAYOUTS, options.dtype or GROUPED_DTYPES
+            calls += grouped_calls(network, options.batch, ops, layouts, dtypes)
+    return list(dict.fromkeys(calls))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -132,13 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"--measured: {error}")
     calls = []
     if not options.no_layers:
-        calls = depthwise_calls(
-            options.network,
-            options.batch,
-            options.op or OPS,
-            options.layout or LAYOUTS,
-            options.dtype or DTYPES,
-        )
+        calls = _calls(options)
     console = Console()
     if not console.is_terminal:
         console = Console(width=230)  # a file or pipe has no width of its own
@@ -180,7 +195,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.out:
         write_json(options.out, {"reports": documents})
     if options.update_budget:
-        filters = (options.kernel, options.source, options.op, options.layout, options.dtype, options.no_layers)
+        filters = (
+            options.kernel,
+            options.source,
+            options.network,
+            options.kind,
+            options.op,
+            options.layout,
+            options.dtype,
+            options.no_layers,
+        )
         budget.update(old, sections, options.reason, complete=not any(filters))
     for failure in failures:
         console.print(f"[red]worse than the budget:[/] {failure}", highlight=False, soft_wrap=True)

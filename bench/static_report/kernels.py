@@ -74,9 +74,17 @@ class KernelReport:
 
 
 def largest_inner_loop(function: sass.Function) -> Sequence[sass.Instruction]:
-    """Return the instructions of the innermost loop with the most of them; of the whole function if it has no loop."""
-    bodies = [list(sass.inside(function, loop)) for loop in sass.loops(function) if loop.innermost]
-    return max(bodies, key=len, default=function.instructions)
+    """Return the instructions of the innermost loop with the most of them; of the whole function if it has no loop.
+
+    In a kernel for tensor cores it is the smallest loop with the most matrix products.
+    """
+    loops = sass.loops(function)
+    bodies = [list(sass.inside(function, loop)) for loop in loops]
+    products = [sum(i.kind == "tensor" for i in body) for body in bodies]
+    if any(products):
+        return min((b for b, n in zip(bodies, products, strict=True) if n == max(products)), key=len)
+    inner = [body for body, loop in zip(bodies, loops, strict=True) if loop.innermost]
+    return max(inner, key=len, default=function.instructions)
 
 
 def read_kernels(compiled: Compiled) -> list[KernelReport]:

@@ -48,7 +48,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class Call:
-    """A depthwise convolution or one of its gradients, on dense operands."""
+    """A convolution or one of its gradients, on dense operands: depthwise, or, with `K` and `groups`, grouped."""
 
     op: str
     layout: str
@@ -61,6 +61,19 @@ class Call:
     S: int
     stride: tuple[int, int]
     padding: tuple[int, int]
+    #: Output channels and groups of a grouped convolution; 0 for a depthwise one, which has C of each.
+    K: int = 0
+    groups: int = 0
+
+    @property
+    def is_depthwise(self) -> bool:
+        """Whether the depthwise kernels run this."""
+        return self.groups == 0
+
+    @property
+    def output_channels(self) -> int:
+        """K."""
+        return self.K or self.C
 
     @property
     def P(self) -> int:
@@ -75,20 +88,30 @@ class Call:
     @property
     def outputs(self) -> int:
         """Elements of what the op writes; of dy for the weight gradient."""
-        height, width = (self.H, self.W) if self.op == "backward_input" else (self.P, self.Q)
-        return self.N * self.C * height * width
+        if self.op == "backward_input":
+            return self.N * self.C * self.H * self.W
+        return self.N * self.output_channels * self.P * self.Q
+
+    @property
+    def multiply_adds(self) -> int:
+        """Of the call, padding counted in."""
+        depth = self.R * self.S * self.C // (self.groups or self.C)
+        return self.N * self.output_channels * self.P * self.Q * depth
 
     @property
     def least_bytes(self) -> int:
         """Every operand once."""
-        elements = self.N * self.C * (self.H * self.W + self.P * self.Q) + self.C * self.R * self.S
-        return elements * DTYPES[self.dtype]
+        activations = self.N * (self.C * self.H * self.W + self.output_channels * self.P * self.Q)
+        filter_elements = self.output_channels * self.R * self.S * self.C // (self.groups or self.C)
+        return (activations + filter_elements) * DTYPES[self.dtype]
 
     @property
     def name(self) -> str:
-        """Such as ``3x3 s2 64 112x112``."""
+        """Such as ``3x3 s2 64 112x112``, or ``3x3 s2 g32 128->256 56x56``."""
         stride = "" if self.stride == (1, 1) else f" s{self.stride[0]}"
-        return f"{self.R}x{self.S}{stride} {self.C} {self.H}x{self.W}"
+        groups = f" g{self.groups}" if self.groups > 1 else ""
+        channels = f"{self.C}" if self.is_depthwise else f"{self.C}->{self.K}"
+        return f"{self.R}x{self.S}{stride}{groups} {channels} {self.H}x{self.W}"
 
 
 @dataclass(frozen=True)
@@ -113,9 +136,9 @@ def _cuda_headers() -> Path:
 
 
 def _sources() -> list[Path]:
-    """Depthwise kernels and planners. The emulator's functions that kernels call are missing, as no kernel runs."""
-    kernels = [path for suffix in ("cu", "cpp") for path in CUDA_SOURCES.glob(f"depthwise*.{suffix}")]
-    return [HERE / "recorder" / "recorder.cpp", CUDA_SOURCES / "launch_config.cpp", *sorted(kernels)]
+    """Kernels and planners. The emulator's functions that kernels call are missing, as no kernel runs."""
+    kernels = [path for suffix in ("cu", "cpp") for path in CUDA_SOURCES.glob(f"*.{suffix}")]
+    return [HERE / "recorder" / "recorder.cpp", *sorted(kernels)]
 
 
 def _compile(source: Path, flags: Sequence[str]) -> Path:
@@ -162,13 +185,15 @@ def plan(call: Call, architecture: Architecture, choice: int = 0) -> Plan | None
         RuntimeError: g++ failed.
     """
     library, names = _library()
-    values = [call.N, call.C, call.H, call.W, call.C, call.R, call.S, call.P, call.Q, call.C]
+    k = call.output_channels
+    values = [call.N, call.C, call.H, call.W, k, call.R, call.S, call.P, call.Q, call.groups or call.C]
     values += [*call.stride, *call.padding, 1, 1]
-    values += [*_strides(call.layout, call.C, call.H, call.W), *_strides(call.layout, call.C, call.P, call.Q)]
+    values += [*_strides(call.layout, call.C, call.H, call.W), *_strides(call.layout, k, call.P, call.Q)]
     values += [LAYOUTS.index(call.layout), list(DTYPES).index(call.dtype)]
     values += [architecture.multiprocessors, architecture.max_warps * WARP]
     values += [architecture.shared_bytes, architecture.shared_bytes_per_block]
-    text = library.cnnext_record(OPS.index(call.op), (ctypes.c_int64 * len(values))(*values), choice).decode()
+    number = OPS.index(call.op) + (0 if call.is_depthwise else len(OPS))
+    text = library.cnnext_record(number, (ctypes.c_int64 * len(values))(*values), choice).decode()
     if not text:
         return None
     config, *lines = text.splitlines()

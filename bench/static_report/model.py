@@ -194,6 +194,14 @@ def predict_launch(
     )
 
 
+def floor_seconds(call: Call, architecture: Architecture) -> float:
+    """Return the least time of a call: of its bytes, or of the multiplications of one that is not depthwise."""
+    memory = call.least_bytes / architecture.copy_bandwidth
+    if call.is_depthwise:
+        return memory
+    return max(memory, call.multiply_adds / architecture.arithmetic_rate(call.dtype))
+
+
 def predict(
     call: Call,
     plan: Plan,
@@ -224,6 +232,6 @@ def predict(
         call=call,
         config=plan.config,
         launches=tuple(predictions),
-        floor_seconds=call.least_bytes / architecture.copy_bandwidth,
+        floor_seconds=floor_seconds(call, architecture),
         launch_seconds=len(plan.launches) * architecture.launch_seconds,
     )

@@ -20,7 +20,7 @@ _OP = {"forward": "forward", "backward_input": "input grad", "backward_weight": 
 #: Columns of the layer table.
 LAYER_COLUMNS = (
     *("op", "layout", "dtype", "layer", "kernel", "regs", "warps", "waves", "instr/out", "loads/out", "sectors"),
-    *("banks", "issue/mem", "lat/mem", "limit", "us", "floor", "of floor"),
+    *("banks", "mma", "lsu/mma", "issue/mem", "lat/mem", "limit", "us", "floor", "of floor"),
 )
 KERNEL_COLUMNS = ("kernel", "regs", "spill", "stack", "shared", "ld16", "st16", "instr", "largest inner loop")
 
@@ -49,6 +49,19 @@ def bank_ratio(prediction: Prediction) -> float | None:
     return _ratio(prediction, ("shared_load", "shared_store"), "wavefronts")
 
 
+def mma_share(prediction: Prediction) -> float | None:
+    """Return the share of the main launch's instructions that are matrix products; None if it has none."""
+    issued = prediction.main.issued
+    return issued["tensor"] / sum(issued.values()) if issued.get("tensor") else None
+
+
+def passes_per_mma(prediction: Prediction) -> float | None:
+    """Return passes through the load/store unit for each matrix product of the main launch."""
+    main = prediction.main
+    passes = sum(traffic["wavefronts"] for traffic in main.traffic.values())
+    return passes / main.issued["tensor"] if main.issued.get("tensor") else None
+
+
 def _number(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
@@ -70,6 +83,8 @@ def layer_row(prediction: Prediction) -> list[str]:
         _number(prediction.per_output("global_load", "async_copy"), 3),
         _number(sector_ratio(prediction)),
         _number(bank_ratio(prediction)),
+        _number(mma_share(prediction)),
+        _number(passes_per_mma(prediction)),
         f"{main.bounds['issue'] / memory:.0%}",
         f"{main.bounds['latency'] / memory:.0%}",
         main.limit,

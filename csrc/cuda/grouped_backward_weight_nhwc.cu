@@ -27,8 +27,8 @@ void grouped_backward_weight_nhwc(const ConvParams& p, const LaunchConfig& confi
       using T = decltype(element);
       using Math = decltype(math);
       using Tile = decltype(tile);
-      launch(implicit_gemm_weight_kernel<T, Math, Tile, kMinBlocksOf<Math, Tile>>, grid_of(config),
-             dim3(Tile::kThreads), Tile::kSharedBytes, stream, op);
+      launch(implicit_gemm_weight_kernel<T, Math, Tile, kBlocksOf<Tile>>, grid_of(config), dim3(Tile::kThreads),
+             config.shared_bytes, stream, op);
     });
   });
 }

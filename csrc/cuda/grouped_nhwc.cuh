@@ -30,9 +30,9 @@ void dispatch_math(const ConvParams& params, const LaunchConfig& config, F f) {
   f(float(), FmaMath());
 }
 
-/// Blocks that an SM should hold; more registers a thread than that leaves would not help.
-template <class Math, class Tile>
-constexpr int kMinBlocksOf = Tile::kThreads == 128 ? 2 : 1;
+/// Blocks of a tile that an SM is to hold at a time: those that its shared memory has room for.
+template <class Tile>
+constexpr int kBlocksOf = 227 * 1024 / (Tile::kSharedBytes + 1024);
 
 inline GemmOperands forward_operands(const ConvParams& p, const void* x, const void* w, const void* bias, void* y) {
   GemmOperands op{};
@@ -81,8 +81,8 @@ void launch_implicit_gemm(const ConvParams& params, const LaunchConfig& config, 
       using T = decltype(element);
       using Math = decltype(math);
       using Tile = decltype(tile);
-      launch(implicit_gemm_kernel<T, Math, Tile, kFilterOrder, kMinBlocksOf<Math, Tile>>, grid_of(config),
-             dim3(Tile::kThreads), Tile::kSharedBytes, stream, op, axes);
+      launch(implicit_gemm_kernel<T, Math, Tile, kFilterOrder, kBlocksOf<Tile>>, grid_of(config), dim3(Tile::kThreads),
+             config.shared_bytes, stream, op, axes);
     });
   });
 }

@@ -16,8 +16,14 @@ namespace {
 /// A tile of the implicit GEMM (grouped_nhwc.cuh).
 struct GemmTileShape {
   int m, n, threads;
-  int blocks_per_multiprocessor;
+  int most_blocks;    // that an SM holds, as registers go
   double efficiency;  // of the multiplications: a smaller tile loads more a multiplication
+
+  /// Four stages of lines of 128 bytes.
+  int shared_bytes() const { return 4 * 128 * (m + n); }
+  int blocks_per_multiprocessor(const DeviceFacts& device) const {
+    return std::min(most_blocks, device.shared_bytes_per_multiprocessor / (shared_bytes() + 1024));
+  }
 };
 
 constexpr GemmTileShape kTiles[] = {{128, 128, 256, 1, 1.0}, {128, 64, 256, 2, 0.85}, {64, 64, 128, 3, 0.7}};
@@ -41,11 +47,11 @@ struct Work {
 };
 
 double cost(const GemmTileShape& tile, const Work& work, int64_t parts, double clocks, const DeviceFacts& device) {
-  const int64_t slots = int64_t{device.multiprocessors} * tile.blocks_per_multiprocessor;
+  const int at_once = tile.blocks_per_multiprocessor(device);
+  const int64_t slots = int64_t{device.multiprocessors} * at_once;
   // Blocks that the busiest SM works through: full waves, and its share of the last one.
   const int64_t blocks = work.blocks * parts;
-  const int64_t on_one =
-      blocks / slots * tile.blocks_per_multiprocessor + ceil_div(blocks % slots, device.multiprocessors);
+  const int64_t on_one = blocks / slots * at_once + ceil_div(blocks % slots, device.multiprocessors);
   const double outputs = static_cast<double>(tile.m) * tile.n / tile.efficiency;
   const double first =
       static_cast<double>(on_one) * outputs *
@@ -152,11 +158,11 @@ void append_tiles(const Copied& copied, Kernel kernel, const Product& product, b
   const double clocks = size_of(problem.params.dtype) == 2 || tf32 ? kClocksOnTensorCores : kClocksOfFloat32;
   for (const GemmTileShape& tile : kTiles) {
     const int64_t tiles = ceil_div(product.pixels, tile.m) * ceil_div(product.columns, tile.n);
-    if (tiles > kMaxGridX) continue;
+    if (tiles > kMaxGridX || tile.shared_bytes() > problem.device.shared_bytes_per_block) continue;
     LaunchConfig config;
     config.kernel = kernel;
     config.grid[0] = tiles, config.grid[1] = problem.params.groups, config.grid[2] = product.classes;
-    config.block[0] = tile.threads;
+    config.block[0] = tile.threads, config.shared_bytes = tile.shared_bytes();
     config.tile_h = tile.m, config.tile_w = tile.n, config.vector = 16 / size_of(problem.params.dtype);
     config.tf32 = tf32;
     config.padded_channels = copied.channels, config.padded_outputs = copied.outputs;

@@ -43,7 +43,8 @@ struct GemmTile {
   /// time into different banks.
   static constexpr int kResultPitch = kN + 8;
   static constexpr int kResultBytes = kM * kResultPitch * static_cast<int>(sizeof(float));
-  static constexpr int kSharedBytes = kStages * kStageBytes > kResultBytes ? kStages * kStageBytes : kResultBytes;
+  static constexpr int kSharedBytes = kStages * kStageBytes;
+  static_assert(kResultBytes <= kSharedBytes);
 };
 
 /// Copies a step of the source: each thread its pieces of kM / kLinesAtOnce pixels.

@@ -50,27 +50,33 @@ std::string describe(const static_report::Launch& launch) {
 
 }  // namespace
 
-/// `op`: 0 forward, 1 backward_input, 2 backward_weight of a depthwise convolution. `values`: see read_problem.
-/// `choice`: which of the planner's configurations. Returns the configuration and a line for each launch; an empty text
-/// if there are not so many configurations. Valid until the next call.
+/// `op`: 0 forward, 1 backward_input, 2 backward_weight of a depthwise convolution, 3 to 5 those of a grouped one,
+/// whose filter lies in channels_last as the activations do. `values`: see read_problem. `choice`: which of the
+/// planner's configurations. Returns the configuration and a line for each launch; an empty text if there are not so
+/// many configurations. Valid until the next call.
 extern "C" __attribute__((visibility("default"))) const char* cnnext_record(int op, const int64_t* values, int choice) {
   static std::string text;
   text.clear();
   static_report::launches.clear();
-  const Problem problem = read_problem(values);
+  Problem problem = read_problem(values);
   const ConvParams& params = problem.params;
-  const Configs configs = op == 0   ? depthwise_forward_configs(problem)
-                          : op == 1 ? depthwise_backward_input_configs(problem)
-                                    : depthwise_backward_weight_configs(problem);
+  const bool filter_channels_last = params.layout == Layout::kNHWC;
+  problem.filter_channels_last = filter_channels_last;
+  using Planner = Configs (*)(const Problem&);
+  constexpr Planner kPlanners[] = {depthwise_forward_configs,         depthwise_backward_input_configs,
+                                   depthwise_backward_weight_configs, grouped_forward_configs,
+                                   grouped_backward_input_configs,    grouped_backward_weight_configs};
+  const Configs configs = kPlanners[op](problem);
   if (choice >= static_cast<int>(configs.size())) return text.c_str();
   const LaunchConfig& config = configs[choice];
   void *x = operand(0), *w = operand(1), *y = operand(2), *workspace = operand(3);
-  if (op == 0) {
-    depthwise_forward(params, config, x, w, nullptr, y, nullptr);
-  } else if (op == 1) {
-    depthwise_backward_input(params, config, y, w, x, nullptr);
-  } else {
-    depthwise_backward_weight(params, config, y, x, w, nullptr, workspace, nullptr);
+  switch (op) {
+    case 0: depthwise_forward(params, config, x, w, nullptr, y, nullptr); break;
+    case 1: depthwise_backward_input(params, config, y, w, x, nullptr); break;
+    case 2: depthwise_backward_weight(params, config, y, x, w, nullptr, workspace, nullptr); break;
+    case 3: grouped_forward(params, config, filter_channels_last, x, w, nullptr, y, workspace, nullptr); break;
+    case 4: grouped_backward_input(params, config, filter_channels_last, y, w, x, workspace, nullptr); break;
+    default: grouped_backward_weight(params, config, filter_channels_last, y, x, w, nullptr, workspace, nullptr);
   }
   text = "config " + config.to_string() + "\n";
   for (const static_report::Launch& launch : static_report::launches) text += describe(launch);
