@@ -17,7 +17,8 @@ namespace {
 struct GemmTileShape {
   int m, n, threads;
   int most_blocks;    // that an SM holds, as registers go
-  double efficiency;  // of the multiplications: a smaller tile loads more a multiplication
+  double efficiency;  // of the multiplications: a smaller tile loads more a multiplication from the L2 cache
+  double overhead;    // start of a block, until its first tiles are there, and its epilogue, in steps of the main loop
 
   /// Four stages of lines of 128 bytes.
   int shared_bytes() const { return 4 * 128 * (m + n); }
@@ -26,14 +27,11 @@ struct GemmTileShape {
   }
 };
 
-constexpr GemmTileShape kTiles[] = {{128, 128, 256, 1, 1.0}, {128, 64, 256, 2, 0.85}, {64, 64, 128, 3, 0.7}};
+constexpr GemmTileShape kTiles[] = {{128, 128, 256, 1, 1.0, 12}, {128, 64, 256, 2, 0.66, 6}, {64, 64, 128, 3, 0.5, 6}};
 
 /// Clocks of an SM for an output of a step, a line deep: 1280 multiply-adds of 16 bits a clock through mma.sync, half
 /// as many of TF32 on lines with half as many elements; 128 of float32 without tensor cores.
 constexpr double kClocksOnTensorCores = 0.05, kClocksOfFloat32 = 0.25;
-
-/// The start of a block, until its first tiles are there, and its epilogue, in steps of the main loop.
-constexpr double kStepsOfOverhead = 6;
 
 /// A second stage: its launch, and what the device writes to and reads from the L2 cache of its sums.
 constexpr double kClocksOfLaunch = 3500, kBytesOfSumsAClock = 2500;
@@ -55,7 +53,7 @@ double cost(const GemmTileShape& tile, const Work& work, int64_t parts, double c
   const double outputs = static_cast<double>(tile.m) * tile.n / tile.efficiency;
   const double first =
       static_cast<double>(on_one) * outputs *
-      (static_cast<double>(ceil_div(work.steps, parts)) * clocks + kStepsOfOverhead * kClocksOnTensorCores);
+      (static_cast<double>(ceil_div(work.steps, parts)) * clocks + tile.overhead * kClocksOnTensorCores);
   if (parts == 1) return first;
   return first + kClocksOfLaunch + 8.0 * static_cast<double>(work.sums * parts) / kBytesOfSumsAClock;
 }
@@ -67,6 +65,14 @@ int cheapest_parts(const GemmTileShape& tile, const Work& work, double clocks, c
     if (cost(tile, work, parts, clocks, device) < cost(tile, work, best, clocks, device)) best = parts;
   }
   return best;
+}
+
+/// The number of parts of a weight gradient: two rounds of blocks, but at least 8 steps each, since a part costs a
+/// write and a read of all sums.
+int filling_parts(const GemmTileShape& tile, const Work& work, const DeviceFacts& device) {
+  const int64_t places = int64_t{device.multiprocessors} * tile.blocks_per_multiprocessor(device);
+  return static_cast<int>(
+      std::clamp<int64_t>(2 * places / work.blocks, 1, std::min(ceil_div(work.steps, 8), kMaxGridYZ)));
 }
 
 constexpr bool is_multiple(int64_t value, int64_t of) { return value % of == 0; }
@@ -143,8 +149,9 @@ bool needs_packing(const Problem& problem) {
 /// The product that a kernel computes.
 struct Product {
   int64_t pixels, columns, steps;
+  int64_t sums;  // of a part
   int classes = 1;
-  int64_t sums = 0;  // of a part, if the reduced dimension may be split
+  bool is_split = false;  // in parts always, not only if it pays
 };
 
 /// Adds the tiles, as they are and in parts if that pays, the cheapest first.
@@ -166,13 +173,14 @@ void append_tiles(const Copied& copied, Kernel kernel, const Product& product, b
     config.tile_h = tile.m, config.tile_w = tile.n, config.vector = 16 / size_of(problem.params.dtype);
     config.tf32 = tf32;
     config.padded_channels = copied.channels, config.padded_outputs = copied.outputs;
-    config.packs_filter = copied.grows_filter || needs_packing(problem);
+    config.packs_filter =
+        kernel != Kernel::kGroupedBackwardWeightNhwc && (copied.grows_filter || needs_packing(problem));
     config.converts = problem.params.layout == Layout::kNCHW;
     const Work work{tiles * problem.params.groups * product.classes, product.steps, product.sums};
-    candidates.push_back({cost(tile, work, 1, clocks, problem.device), config});
-    if (product.sums == 0) continue;
-    const int parts = cheapest_parts(tile, work, clocks, problem.device);
-    if (parts == 1) continue;
+    if (!product.is_split) candidates.push_back({cost(tile, work, 1, clocks, problem.device), config});
+    const int parts = product.is_split ? filling_parts(tile, work, problem.device)
+                                       : cheapest_parts(tile, work, clocks, problem.device);
+    if (parts == 1 && !product.is_split) continue;
     config.parts = parts, config.grid[2] = int64_t{product.classes} * parts;
     candidates.push_back({cost(tile, work, parts, clocks, problem.device), config});
   }
@@ -226,8 +234,8 @@ void plan_grouped_forward_nhwc(const Problem& original, Configs& configs) {
   const Copied copied(original);
   const ConvParams& p = copied.problem.params;
   if (!fits_implicit_gemm(copied.problem)) return;
-  Product product{p.N * p.P * p.Q, p.outputs_per_group(), lines_of(p, p.R * p.S * p.channels_per_group())};
-  product.sums = p.N * p.P * p.Q * p.K;
+  const int64_t pixels = p.N * p.P * p.Q, steps = lines_of(p, p.R * p.S * p.channels_per_group());
+  const Product product{pixels, p.outputs_per_group(), steps, pixels * p.K};
   append_tiles(copied, Kernel::kGroupedForwardNhwc, product, configs);
 }
 
@@ -236,10 +244,10 @@ void plan_grouped_backward_input_nhwc(const Problem& original, Configs& configs)
   const ConvParams& p = copied.problem.params;
   // A class of positions modulo the stride has its own axis; the kernel has room for two.
   if (!fits_implicit_gemm(copied.problem) || p.stride_h > kMaxAxes || p.stride_w > kMaxAxes) return;
-  Product product{p.N * ceil_div(p.H, p.stride_h) * ceil_div(p.W, p.stride_w), p.channels_per_group(), 0};
-  product.classes = static_cast<int>(p.stride_h * p.stride_w);
-  product.steps = ceil_div(p.R * p.S, product.classes) * lines_of(p, p.outputs_per_group());
-  product.sums = p.N * p.H * p.W * p.C;
+  const int classes = static_cast<int>(p.stride_h * p.stride_w);
+  const int64_t pixels = p.N * ceil_div(p.H, p.stride_h) * ceil_div(p.W, p.stride_w);
+  const int64_t steps = ceil_div(p.R * p.S, classes) * lines_of(p, p.outputs_per_group());
+  const Product product{pixels, p.channels_per_group(), steps, p.N * p.H * p.W * p.C, classes};
   append_tiles(copied, Kernel::kGroupedBackwardInputNhwc, product, configs);
 }
 
@@ -248,22 +256,12 @@ void plan_grouped_backward_weight_nhwc(const Problem& original, Configs& configs
   const Problem& problem = copied.problem;
   const ConvParams& p = problem.params;
   if (!fits_implicit_gemm(problem)) return;
-  const int64_t step_pixels = 128 / size_of(p.dtype);
-  const int64_t steps = ceil_div(p.N * p.P * p.Q, step_pixels);
-  Configs tiles;
-  // Rows are output channels, columns the taps' input channels. Its own rule for parts follows.
-  const Product product{p.outputs_per_group(), p.R * p.S * p.channels_per_group(), steps};
-  append_tiles(copied, Kernel::kGroupedBackwardWeightNhwc, product, tiles);
-  for (LaunchConfig& config : tiles) {
-    config.packs_filter = false;
-    const int64_t blocks = config.grid[0] * p.groups;
-    // Two blocks for every place on the device, but at least 8 steps each: a part costs a write and a read of all sums.
-    const int64_t wanted = ceil_div(4 * int64_t{problem.device.multiprocessors}, blocks);
-    const int64_t most = std::min(ceil_div(steps, 8), kMaxGridYZ);
-    config.parts = static_cast<int>(std::clamp<int64_t>(wanted, 1, most));
-    config.grid[2] = config.parts;
-    if (config.grid[0] <= kMaxGridX) configs.push_back(config);
-  }
+  const int64_t steps = ceil_div(p.N * p.P * p.Q, 128 / size_of(p.dtype));
+  // Rows are output channels, columns the taps' input channels.
+  const int64_t columns = p.R * p.S * p.channels_per_group();
+  Product product{p.outputs_per_group(), columns, steps, p.K * columns};
+  product.is_split = true;
+  append_tiles(copied, Kernel::kGroupedBackwardWeightNhwc, product, configs);
 }
 
 void plan_grouped_forward_narrow_nhwc(const Problem& problem, Configs& configs) {

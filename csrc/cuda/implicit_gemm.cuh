@@ -128,7 +128,8 @@ __device__ __forceinline__ void copy_filter_panels(const GemmOperands& op, unsig
     if (kLines % Tile::kLinesAtOnce != 0 && tile_line >= kLines) break;
     const int k = channel + tile_line % kLine<T>;
     const int n = first_n + tile_line / kLine<T> * kLine<T> + piece * kVector<T>;
-    copy_async<16>(piece_of(tile, tile_line, piece), tap + k * op.filter_row + n, k < op.depth && n < op.columns);
+    copy_async<16>(panel_line_piece<T>(tile, tile_line, piece), tap + k * op.filter_row + n,
+                   k < op.depth && n < op.columns);
   }
 }
 

@@ -17,10 +17,19 @@ namespace cnnext::cuda {
 
 enum class TileOrder { kLines, kPanels };
 
-/// Address of the 16 bytes that hold reduced element `k` and rows from `row` on, of a tile in panels.
+/// Address of piece `piece` of line `line` of a tile in panels. What reads 16-bit elements is ldmatrix, as in lines.
+/// But the lanes that read TF32's fragments read two pieces of four lines at a time: those are to be two banks' groups
+/// apart.
+template <class T>
+__device__ __forceinline__ unsigned char* panel_line_piece(unsigned char* tile, int line, int piece) {
+  if constexpr (sizeof(T) == 2) return piece_of(tile, line, piece);
+  return tile + line * kLineBytes + ((piece ^ (2 * line & 7)) * 16);
+}
+
+/// Address of the 16 bytes that hold reduced element `k` and rows from `row` on.
 template <class T>
 __device__ __forceinline__ unsigned char* panel_piece_of(unsigned char* tile, int k, int row) {
-  return piece_of(tile + row / kLine<T> * kLine<T> * kLineBytes, k, row % kLine<T> / kVector<T>);
+  return panel_line_piece<T>(tile + row / kLine<T> * kLine<T> * kLineBytes, k, row % kLine<T> / kVector<T>);
 }
 
 /// One float of a tile in panels.

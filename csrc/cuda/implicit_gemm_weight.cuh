@@ -94,7 +94,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) implicit_gemm_weig
       const T* dy_pixel = dy + pixel.n * op.dy_n + pixel.i * op.dy_h + pixel.j * op.dy_w;
 #pragma unroll
       for (int panel = 0; panel < kRowPanels; ++panel) {
-        copy_async<16>(piece_of(a, panel * kStepPixels + tile_line, piece), dy_pixel + panel * kLine<T>,
+        copy_async<16>(panel_line_piece<T>(a, panel * kStepPixels + tile_line, piece), dy_pixel + panel * kLine<T>,
                        exists && first_row + panel * kLine<T> + channel < op.rows);
       }
 #pragma unroll
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) implicit_gemm_weig
         const bool inside = exists && x_channel[panel] != kNoChannel &&
                             static_cast<unsigned>(h) < static_cast<unsigned>(op.h.size) &&
                             static_cast<unsigned>(w) < static_cast<unsigned>(op.w.size);
-        copy_async<16>(piece_of(b, panel * kStepPixels + tile_line, piece),
+        copy_async<16>(panel_line_piece<T>(b, panel * kStepPixels + tile_line, piece),
                        x + pixel.n * op.x_n + h * op.x_h + w * op.x_w + x_channel[panel], inside);
       }
       pixel.advance(by, op.h.outputs, op.w.outputs);
