@@ -139,6 +139,38 @@ def test_infinities_stay_where_they_belong(kernels: CudaKernels, dtype: torch.dt
                 assert bool((result.isfinite() == finite).all()), f"{config}: {name} of {case}"
 
 
+@pytest.mark.skipif(BUILD != "checked", reason="only this build counts passes through the banks")
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("dtype", FAST_DTYPES, **IDS)
+@pytest.mark.parametrize(
+    "name", ["cuda_dense_72_to_136", "cuda_groups_of_8", "cuda_groups_of_16_s2", "cuda_groups_of_32"]
+)
+def test_main_loops_have_no_bank_conflicts(kernels: CudaKernels, name: str, dtype: torch.dtype, op: str) -> None:
+    """What a block reads in its main loop, and the 16-byte copies that it reads from, go through the banks at once."""
+    (case,) = by_name("grouped", name)
+    module = kernels.module
+    module.clear_statistics()
+    module.collect_statistics(True)
+    try:
+        for _ in kernels.run(op, case, Placement("nhwc"), integers(case, dtype), 0, Variant("grouped", True), ends):
+            pass
+    finally:
+        module.collect_statistics(False)
+    # The epilogue and the sums of dy pass through shared memory once a block.
+    steady = [
+        line
+        for line in module.statistics()
+        if line.space == "shared" and "epilogue" not in line.file and (line.access == "read" or line.bytes == 16)
+    ]
+    assert {line.access for line in steady} == {"read", "write"}
+    conflicts = [
+        f"{line.file}:{line.line} {line.access} {line.bytes} bytes: {line.cost} for {line.ideal}"
+        for line in steady
+        if line.cost > line.ideal
+    ]
+    assert not conflicts
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in build.BUILDS if name != "plain"])
 @pytest.mark.skipif(BUILD != "plain", reason="this is a process that it starts")
