@@ -164,13 +164,14 @@ class CudaKernels:
     """The launchers and planners of one of the emulator's builds."""
 
     build: str = BUILD
+    name: str = "kernels"
     module: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        self.module = build.load(self.build)
+        self.module = build.load(self.build, self.name)
 
-    def problem(self, case: Case, x: Operand, y: Operand, layout: str, activation: int = 0) -> Any:
-        """The planners' view of `case` on these operands."""
+    def params(self, case: Case, x: Operand, y: Operand, layout: str, activation: int = 0) -> Any:
+        """The kernels' view of `case` on these operands."""
         module = self.module
         params = module.ConvParams()
         values = {
@@ -188,13 +189,17 @@ class CudaKernels:
         }
         for name, value in values.items():
             setattr(params, name, value)
-        problem = module.Problem()
-        problem.params = params
+        return params
+
+    def problem(self, case: Case, x: Operand, y: Operand, layout: str, activation: int = 0) -> Any:
+        """The planners' view of `case` on these operands."""
+        problem = self.module.Problem()
+        problem.params = self.params(case, x, y, layout, activation)
         problem.alignment = min(x.alignment, y.alignment)
         return problem
 
     @contextmanager
-    def _registered(self, *operands: Operand | None) -> Iterator[None]:
+    def registered(self, *operands: Operand | None) -> Iterator[None]:
         """Tells the emulator the exact bounds of every operand, for the build that checks them."""
         self.module.clear_buffers()
         for operand in operands:
@@ -258,7 +263,7 @@ class CudaKernels:
                 size = self.module.workspace_bytes(problem, config)
                 workspace = torch.full((-(-size // 4),), torch.nan) if size else None
                 operands_of_launch.append(flat("workspace", workspace, written=True))
-            with self._registered(*operands_of_launch):
+            with self.registered(*operands_of_launch):
                 addresses = [0 if operand is None else operand.address for operand in operands_of_launch]
                 launch(problem.params, config, *flags, *addresses)
             given = {name: result for name, result in results.items() if result is not None}

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(build.cuda_headers() is None, reason="no CUDA he
 
 ROOT = Path(__file__).parent.parent
 BUILDS = tuple(build.BUILDS)
-SOURCE = ROOT / "tests" / "emulator" / "planted_bugs.cu"
+SOURCES = tuple((ROOT / "tests" / "emulator").glob("planted_bugs*.cu"))
 DOCUMENT = ROOT / "docs" / "emulator.md"
 
 #: Threads that do something wrong, where it is not just one of many: block and thread.
@@ -43,10 +43,14 @@ def documented() -> dict[str, set[str]]:
     return rows
 
 
-def marked_lines(mark: str) -> set[int]:
-    """Lines of planted_bugs.cu that end in a comment with this mark."""
-    lines = SOURCE.read_text().splitlines()
-    return {number for number, line in enumerate(lines, 1) if line.endswith(f"// {mark}")}
+def marked_lines(mark: str) -> set[tuple[str, int]]:
+    """Files with planted bugs, and lines of them, that end in a comment with this mark."""
+    return {
+        (source.name, number)
+        for source in SOURCES
+        for number, line in enumerate(source.read_text().splitlines(), 1)
+        if line.endswith(f"// {mark}")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +84,7 @@ def test_every_planted_bug_is_documented(plain: ModuleType) -> None:
 @pytest.mark.parametrize("bug", documented())
 def test_planted_bug(reports: dict[str, dict[str, dict[str, str]]], bug: str, name: str) -> None:
     report = reports[name][bug]["True"]
-    named = {int(line) for line in re.findall(r"planted_bugs\.cu:(\d+)", report)}
+    named = {(file, int(line)) for file, line in re.findall(r"(planted_bugs\w*\.cu):(\d+)", report)}
     if name not in documented()[bug]:
         assert not named, f"found after all: {report}"
         return
@@ -114,7 +118,7 @@ def test_race_names_both_sides(checked: ModuleType) -> None:
     checked.set_schedule("ascending")
     with pytest.raises(RuntimeError) as error:
         checked.run("second_missing_barrier", planted=True)
-    write, read = sorted(marked_lines("PLANTED second_missing_barrier"))
+    (_, write), (_, read) = sorted(marked_lines("PLANTED second_missing_barrier"))
     assert str(error.value).startswith(f"tests/emulator/planted_bugs.cu:{read}: race: read of 4 bytes at dynamic")
     assert f"a write by thread (0,0,0) at tests/emulator/planted_bugs.cu:{write}" in str(error.value)
     assert "thread (32,0,0), ascending order" in str(error.value)
@@ -205,7 +209,7 @@ def test_statistics(checked: ModuleType, vector: int, stride: int, sectors: int,
     finally:
         checked.collect_statistics(False)
     of_line = {(s.line, s.space): s for s in checked.statistics()}
-    ((line_global,), (line_shared,)) = (marked_lines(f"STRIDED {space}") for space in ("global", "shared"))
+    (((_, line_global),), ((_, line_shared),)) = (marked_lines(f"STRIDED {space}") for space in ("global", "shared"))
     for line, space, cost, ideal in (
         (line_global, "global", sectors, 4 * vector),
         (line_shared, "shared", passes, vector),

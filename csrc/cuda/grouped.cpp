@@ -106,10 +106,13 @@ void grouped_forward(const ConvParams& params, const LaunchConfig& config, bool 
   const Operands operands(params, config, workspace, stream);
   const void* source = operands.read_x(x);
   const void* filter = operands.read_filter(w, filter_channels_last);
+  void* const output = operands.write_y(y);
   if (config.kernel == Kernel::kGroupedForwardNarrowNhwc) {
-    grouped_forward_narrow_nhwc(operands.params(), config, source, filter, bias, operands.write_y(y), stream);
+    grouped_forward_narrow_nhwc(operands.params(), config, source, filter, bias, output, stream);
+  } else if (config.kernel == Kernel::kGroupedForwardWgmmaNhwc) {
+    grouped_forward_wgmma_nhwc(operands.params(), config, source, filter, bias, output, stream);
   } else {
-    grouped_forward_nhwc(operands.params(), config, source, filter, bias, operands.write_y(y), operands.sums(), stream);
+    grouped_forward_nhwc(operands.params(), config, source, filter, bias, output, operands.sums(), stream);
   }
   operands.finish_y(y, bias);
 }
@@ -122,11 +125,13 @@ void grouped_backward_input(const ConvParams& params, const LaunchConfig& config
   const Operands operands(params, config, workspace, stream);
   const void* source = operands.read_y(dy);
   const void* filter = operands.read_filter(w, filter_channels_last);
+  void* const output = operands.write_x(dx);
   if (config.kernel == Kernel::kGroupedBackwardInputNarrowNhwc) {
-    grouped_backward_input_narrow_nhwc(operands.params(), config, source, filter, operands.write_x(dx), stream);
+    grouped_backward_input_narrow_nhwc(operands.params(), config, source, filter, output, stream);
+  } else if (config.kernel == Kernel::kGroupedBackwardInputWgmmaNhwc) {
+    grouped_backward_input_wgmma_nhwc(operands.params(), config, source, filter, output, stream);
   } else {
-    grouped_backward_input_nhwc(operands.params(), config, source, filter, operands.write_x(dx), operands.sums(),
-                                stream);
+    grouped_backward_input_nhwc(operands.params(), config, source, filter, output, operands.sums(), stream);
   }
   operands.finish_x(dx);
 }

@@ -59,6 +59,11 @@ inline GemmAxes backward_axes(const ConvParams& p) {
   return axes;
 }
 
+/// The source position that the nearest tap of output 0 meets; the axis has taps.
+inline int lowest_tap(const TapAxis& axis) {
+  return axis.first + (axis.tap_step < 0 ? (axis.taps - 1) * axis.tap_step : 0);
+}
+
 /// The largest of f(axis) over the classes of an axis.
 template <class F>
 int largest(const TapAxis* axes, int classes, F f) {

@@ -5,6 +5,8 @@
 // block; there the reduced dimension is split in parts, if what that saves is more than their second stage costs. All
 // this ranks the configurations of one problem; the static report predicts times.
 #include <algorithm>
+#include <array>
+#include <cstdlib>
 
 #include "grouped_axes.h"
 #include "grouped_narrow_tile.h"
@@ -225,6 +227,84 @@ void append_narrow(const Problem& problem, Kernel kernel, const GemmAxes& axes, 
   configs.push_back(config);
 }
 
+/// A tile of the kernels with wgmma (grouped_wgmma_nhwc.cuh).
+struct WgmmaTileShape {
+  int m, n, threads, stages;
+
+  /// Stages of lines of 128 bytes, and what aligning them may take.
+  int shared_bytes() const { return stages * 128 * (m + n) + 1024; }
+};
+
+constexpr WgmmaTileShape kWgmmaTiles[] = {{128, 128, 288, 3}, {128, 256, 288, 4}};
+
+/// A problem that was measured on a card, and was faster with wgmma than with mma.sync there.
+struct WgmmaWin {
+  Kernel kernel;
+  int64_t pixels, columns, depth, taps;  // of the product
+};
+
+/// A problem takes the kernel with wgmma if a row here is no larger in any number, so nothing does until somebody has
+/// measured (docs/kernels/grouped.md says how).
+constexpr std::array<WgmmaWin, 0> kWgmmaWins{};
+
+/// What the tensor maps have room for (tensor_map.h).
+constexpr int64_t kMaxCorner = 127, kMaxTapOffset = 255, kMaxTensorStep = 8, kMaxTensorStride = (int64_t{1} << 40) / 2;
+
+bool fits_tensor_map(const TapAxis* axes, int classes) {
+  return std::all_of(axes, axes + classes, [](const TapAxis& axis) {
+    if (axis.outputs == 0 || axis.taps == 0) return true;
+    const int64_t lower = lowest_tap(axis), upper = lower + int64_t{axis.outputs - 1} * axis.step + 1 - axis.size;
+    return std::abs(lower) <= kMaxCorner && std::abs(upper) <= kMaxCorner && axis.step <= kMaxTensorStep &&
+           int64_t{axis.taps - 1} * std::abs(axis.tap_step) <= kMaxTapOffset;
+  });
+}
+
+/// What a product reads by pixels: the strides there, and the channels of a group.
+struct Source {
+  const Strides4& strides;
+  int64_t depth;
+};
+
+void insert_wgmma(const Copied& copied, Kernel kernel, const GemmAxes& axes, const Source& source, int64_t columns,
+                  Configs& configs) {
+  const Problem& problem = copied.problem;
+  const ConvParams& p = problem.params;
+  if (!problem.device.wgmma || size_of(p.dtype) != 2 || !fits_implicit_gemm(problem)) return;
+  // A line of a tile is of one group; past the channels of the only group it is zeros.
+  if (source.depth < 64 || columns < 64 || (p.groups > 1 && !is_multiple(source.depth, 64))) return;
+  if (!fits_tensor_map(axes.h, axes.classes_h) || !fits_tensor_map(axes.w, axes.classes_w)) return;
+  const auto fits_stride = [](int64_t stride) { return stride > 0 && stride < kMaxTensorStride; };
+  const Strides4& strides = source.strides;
+  if (p.layout == Layout::kNHWC && !(fits_stride(strides.n) && fits_stride(strides.h) && fits_stride(strides.w))) return;
+
+  const auto outputs = [](const TapAxis& axis) { return axis.outputs; };
+  const int64_t pixels =
+      p.N * largest(axes.h, axes.classes_h, outputs) * largest(axes.w, axes.classes_w, outputs);
+  Configs tiles;
+  for (const WgmmaTileShape& tile : kWgmmaTiles) {
+    LaunchConfig config;
+    config.kernel = kernel;
+    config.grid[0] = ceil_div(pixels, tile.m) * ceil_div(columns, tile.n);
+    config.grid[1] = p.groups, config.grid[2] = axes.classes_h * axes.classes_w;
+    config.block[0] = tile.threads, config.shared_bytes = tile.shared_bytes();
+    config.tile_h = tile.m, config.tile_w = tile.n, config.vector = 8;
+    config.padded_channels = copied.channels, config.padded_outputs = copied.outputs;
+    config.packs_filter = copied.grows_filter || needs_packing(problem);
+    config.converts = p.layout == Layout::kNCHW;
+    if (config.grid[0] > kMaxGridX || config.shared_bytes > problem.device.shared_bytes_per_block) continue;
+    // The wider tile reads the source half as often, but needs columns, and work for every SM.
+    const int64_t blocks = config.grid[0] * config.grid[1] * config.grid[2];
+    const bool fills_device = tile.n <= columns && blocks >= problem.device.multiprocessors;
+    tiles.insert(fills_device ? tiles.begin() : tiles.end(), config);
+  }
+  const int64_t taps = p.R * p.S;
+  const bool wins = std::any_of(kWgmmaWins.begin(), kWgmmaWins.end(), [&](const WgmmaWin& win) {
+    return win.kernel == kernel && win.pixels <= pixels && win.columns <= columns && win.depth <= source.depth &&
+           win.taps <= taps;
+  });
+  configs.insert(wins || problem.prefer_wgmma ? configs.begin() : configs.end(), tiles.begin(), tiles.end());
+}
+
 /// Lines of 128 bytes.
 int64_t lines_of(const ConvParams& p, int64_t elements) { return ceil_div(elements * size_of(p.dtype), 128); }
 
@@ -249,6 +329,21 @@ void plan_grouped_backward_input_nhwc(const Problem& original, Configs& configs)
   const int64_t steps = ceil_div(p.R * p.S, classes) * lines_of(p, p.outputs_per_group());
   const Product product{pixels, p.channels_per_group(), steps, p.N * p.H * p.W * p.C, classes};
   append_tiles(copied, Kernel::kGroupedBackwardInputNhwc, product, configs);
+}
+
+void plan_grouped_forward_wgmma_nhwc(const Problem& original, Configs& configs) {
+  const Copied copied(original);
+  const ConvParams& p = copied.problem.params;
+  insert_wgmma(copied, Kernel::kGroupedForwardWgmmaNhwc, forward_axes(p), {p.x_strides, p.channels_per_group()},
+               p.outputs_per_group(), configs);
+}
+
+void plan_grouped_backward_input_wgmma_nhwc(const Problem& original, Configs& configs) {
+  const Copied copied(original);
+  const ConvParams& p = copied.problem.params;
+  if (p.stride_h > kMaxAxes || p.stride_w > kMaxAxes) return;
+  insert_wgmma(copied, Kernel::kGroupedBackwardInputWgmmaNhwc, backward_axes(p),
+               {p.y_strides, p.outputs_per_group()}, p.channels_per_group(), configs);
 }
 
 void plan_grouped_backward_weight_nhwc(const Problem& original, Configs& configs) {

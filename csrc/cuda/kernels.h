@@ -100,6 +100,12 @@ void grouped_backward_input_nhwc(const ConvParams& params, const LaunchConfig& c
 void grouped_reduce_parts(DType dtype, const Activations& y, int channels, int parts, const float* sums,
                           const void* bias, Activation activation, void* output, Stream stream);
 
+// The same on sm_90a, 16-bit.
+void grouped_forward_wgmma_nhwc(const ConvParams& params, const LaunchConfig& config, const void* x, const void* w,
+                                const void* bias, void* y, Stream stream);
+void grouped_backward_input_wgmma_nhwc(const ConvParams& params, const LaunchConfig& config, const void* dy,
+                                       const void* w, void* dx, Stream stream);
+
 // 4, 8, 16 or 32 channels of a group on both sides, 16-bit.
 void grouped_forward_narrow_nhwc(const ConvParams& params, const LaunchConfig& config, const void* x, const void* w,
                                  const void* bias, void* y, Stream stream);

@@ -18,9 +18,11 @@ const char* to_string(Kernel kernel) {
     case Kernel::kGroupedForwardGeneral: return "grouped_forward_general";
     case Kernel::kGroupedForwardNhwc: return "grouped_forward_nhwc";
     case Kernel::kGroupedForwardNarrowNhwc: return "grouped_forward_narrow_nhwc";
+    case Kernel::kGroupedForwardWgmmaNhwc: return "grouped_forward_wgmma_nhwc";
     case Kernel::kGroupedBackwardInputGeneral: return "grouped_backward_input_general";
     case Kernel::kGroupedBackwardInputNhwc: return "grouped_backward_input_nhwc";
     case Kernel::kGroupedBackwardInputNarrowNhwc: return "grouped_backward_input_narrow_nhwc";
+    case Kernel::kGroupedBackwardInputWgmmaNhwc: return "grouped_backward_input_wgmma_nhwc";
     case Kernel::kGroupedBackwardWeightGeneral: return "grouped_backward_weight_general";
     case Kernel::kGroupedBackwardWeightNhwc: return "grouped_backward_weight_nhwc";
     case Kernel::kGroupedBackwardWeightNarrowNhwc: return "grouped_backward_weight_narrow_nhwc";
@@ -90,6 +92,7 @@ Configs grouped_forward_configs(const Problem& problem) {
   Configs configs;
   plan_grouped_forward_narrow_nhwc(problem, configs);
   plan_grouped_forward_nhwc(problem, configs);
+  plan_grouped_forward_wgmma_nhwc(problem, configs);
   plan_grouped_forward_general(problem, configs);
   return configs;
 }
@@ -98,6 +101,7 @@ Configs grouped_backward_input_configs(const Problem& problem) {
   Configs configs;
   plan_grouped_backward_input_narrow_nhwc(problem, configs);
   plan_grouped_backward_input_nhwc(problem, configs);
+  plan_grouped_backward_input_wgmma_nhwc(problem, configs);
   plan_grouped_backward_input_general(problem, configs);
   return configs;
 }

@@ -16,6 +16,7 @@ struct DeviceFacts {
   int threads_per_multiprocessor = 2048;
   int shared_bytes_per_multiprocessor = 228 * 1024;
   int shared_bytes_per_block = 227 * 1024;
+  bool wgmma = true;  // the device has it, and the kernels with it are compiled in
 };
 
 /// One for each .cu file with kernels; `to_string` gives the file's name.
@@ -32,9 +33,11 @@ enum class Kernel {
   kGroupedForwardGeneral,
   kGroupedForwardNhwc,
   kGroupedForwardNarrowNhwc,
+  kGroupedForwardWgmmaNhwc,
   kGroupedBackwardInputGeneral,
   kGroupedBackwardInputNhwc,
   kGroupedBackwardInputNarrowNhwc,
+  kGroupedBackwardInputWgmmaNhwc,
   kGroupedBackwardWeightGeneral,
   kGroupedBackwardWeightNhwc,
   kGroupedBackwardWeightNarrowNhwc,
@@ -71,6 +74,7 @@ struct Problem {
   DeviceFacts device;
   bool allow_tf32 = false;            // float32 may be rounded to TF32 on tensor cores
   bool filter_channels_last = false;  // w and dw lie in memory as [K][R][S][C / groups]
+  bool prefer_wgmma = false;          // where a kernel with wgmma can run, it comes first
 };
 
 /// Every configuration that can run the problem, the preferred one first. The last is the general kernel's, so the list
@@ -100,7 +104,8 @@ GroupedWorkspace grouped_workspace(const ConvParams& params, const LaunchConfig&
 int64_t workspace_bytes(const Problem& problem, const LaunchConfig& config);
 
 // --- The planners of single kernels, each beside its kernel in <kernel>_plan.cpp. They append to `configs`, the
-// preferred configuration first, or nothing if the kernel cannot run the problem. ---
+// preferred configuration first, or nothing if the kernel cannot run the problem. Those with wgmma put theirs in front
+// where that is faster. ---
 
 using Configs = std::vector<LaunchConfig>;
 
@@ -117,9 +122,11 @@ void plan_depthwise_backward_weight_nchw(const Problem& problem, Configs& config
 void plan_grouped_forward_general(const Problem& problem, Configs& configs);
 void plan_grouped_forward_nhwc(const Problem& problem, Configs& configs);
 void plan_grouped_forward_narrow_nhwc(const Problem& problem, Configs& configs);
+void plan_grouped_forward_wgmma_nhwc(const Problem& problem, Configs& configs);
 void plan_grouped_backward_input_general(const Problem& problem, Configs& configs);
 void plan_grouped_backward_input_nhwc(const Problem& problem, Configs& configs);
 void plan_grouped_backward_input_narrow_nhwc(const Problem& problem, Configs& configs);
+void plan_grouped_backward_input_wgmma_nhwc(const Problem& problem, Configs& configs);
 void plan_grouped_backward_weight_general(const Problem& problem, Configs& configs);
 void plan_grouped_backward_weight_nhwc(const Problem& problem, Configs& configs);
 void plan_grouped_backward_weight_narrow_nhwc(const Problem& problem, Configs& configs);

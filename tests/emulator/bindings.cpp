@@ -9,6 +9,7 @@
 #include "../../csrc/cuda/kernels.h"
 #include "../../csrc/cuda/launch_config.h"
 #include "bindings_emulator.h"
+#include "bindings_params.h"
 
 namespace {
 
@@ -35,53 +36,14 @@ void def_array(py::class_<Class>& c, const char* name, T (Class::*member)[kCount
       [=](Class& object, const Array& values) { std::copy_n(values.begin(), kCount, object.*member); });
 }
 
-void bind_params(py::module_& m) {
-  py::enum_<DType>(m, "DType", py::module_local())
-      .value("float32", DType::kFloat32)
-      .value("float64", DType::kFloat64)
-      .value("float16", DType::kFloat16)
-      .value("bfloat16", DType::kBFloat16);
-  py::enum_<Layout>(m, "Layout", py::module_local()).value("nchw", Layout::kNCHW).value("nhwc", Layout::kNHWC);
-  py::class_<Strides4>(m, "Strides4", py::module_local())
-      .def(py::init<int64_t, int64_t, int64_t, int64_t>())
-      .def_readwrite("n", &Strides4::n)
-      .def_readwrite("c", &Strides4::c)
-      .def_readwrite("h", &Strides4::h)
-      .def_readwrite("w", &Strides4::w);
-  py::class_<ConvParams>(m, "ConvParams", py::module_local())
-      .def(py::init<>())
-      .def_readwrite("N", &ConvParams::N)
-      .def_readwrite("C", &ConvParams::C)
-      .def_readwrite("H", &ConvParams::H)
-      .def_readwrite("W", &ConvParams::W)
-      .def_readwrite("K", &ConvParams::K)
-      .def_readwrite("R", &ConvParams::R)
-      .def_readwrite("S", &ConvParams::S)
-      .def_readwrite("P", &ConvParams::P)
-      .def_readwrite("Q", &ConvParams::Q)
-      .def_readwrite("groups", &ConvParams::groups)
-      .def_readwrite("stride_h", &ConvParams::stride_h)
-      .def_readwrite("stride_w", &ConvParams::stride_w)
-      .def_readwrite("pad_h", &ConvParams::pad_h)
-      .def_readwrite("pad_w", &ConvParams::pad_w)
-      .def_readwrite("dilation_h", &ConvParams::dilation_h)
-      .def_readwrite("dilation_w", &ConvParams::dilation_w)
-      .def_readwrite("x_strides", &ConvParams::x_strides)
-      .def_readwrite("y_strides", &ConvParams::y_strides)
-      .def_readwrite("layout", &ConvParams::layout)
-      .def_readwrite("dtype", &ConvParams::dtype)
-      .def_property(
-          "activation", [](const ConvParams& params) { return static_cast<int>(params.activation); },
-          [](ConvParams& params, int value) { params.activation = static_cast<Activation>(value); });
-}
-
 void bind_planning(py::module_& m) {
   py::class_<DeviceFacts>(m, "DeviceFacts", py::module_local())
       .def(py::init<>())
       .def_readwrite("multiprocessors", &DeviceFacts::multiprocessors)
       .def_readwrite("threads_per_multiprocessor", &DeviceFacts::threads_per_multiprocessor)
       .def_readwrite("shared_bytes_per_multiprocessor", &DeviceFacts::shared_bytes_per_multiprocessor)
-      .def_readwrite("shared_bytes_per_block", &DeviceFacts::shared_bytes_per_block);
+      .def_readwrite("shared_bytes_per_block", &DeviceFacts::shared_bytes_per_block)
+      .def_readwrite("wgmma", &DeviceFacts::wgmma);
   py::class_<Problem>(m, "Problem", py::module_local())
       .def(py::init<>())
       .def_readwrite("params", &Problem::params)
@@ -89,7 +51,8 @@ void bind_planning(py::module_& m) {
       .def_readwrite("filter_alignment", &Problem::filter_alignment)
       .def_readwrite("device", &Problem::device)
       .def_readwrite("allow_tf32", &Problem::allow_tf32)
-      .def_readwrite("filter_channels_last", &Problem::filter_channels_last);
+      .def_readwrite("filter_channels_last", &Problem::filter_channels_last)
+      .def_readwrite("prefer_wgmma", &Problem::prefer_wgmma);
 
   py::enum_<Kernel> kernels(m, "Kernel", py::module_local());
   for (int i = 0; to_string(static_cast<Kernel>(i)) != std::string("unknown"); ++i) {

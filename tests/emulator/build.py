@@ -69,25 +69,36 @@ EMULATOR_SOURCES = (
     "bindings_emulator.cpp",
     "copy_async.cpp",
     "fiber.cpp",
+    "mbarrier.cpp",
     "place.cpp",
     "scheduler.cpp",
     "sanitizer_report.cpp",
     "shared_memory.cpp",
     "source_lines.cpp",
     "statistics.cpp",
+    "tensor_copy.cpp",
     "warp.cpp",
+    "warpgroup.cpp",
 )
+
+
+def wgmma_sources() -> list[Path]:
+    """The kernels of `kernel_sources` with wgmma, which take seconds to compile, and their bindings."""
+    bindings = [HERE / "bindings_wgmma.cpp", HERE / "bindings_params.cpp"]
+    return [*bindings, *sorted(CUDA.glob("*_wgmma_nhwc.cu"))]
 
 
 def kernel_sources() -> list[Path]:
     """The kernels and planners of csrc/cuda, and their bindings."""
-    return [HERE / "bindings.cpp", *sorted(CUDA.glob("*.cpp")), *sorted(CUDA.glob("*.cu"))]
+    bindings = [HERE / "bindings.cpp", HERE / "bindings_params.cpp"]
+    return [*bindings, *sorted(CUDA.glob("*.cpp")), *sorted(CUDA.glob("*.cu"))]
 
 
 #: The modules that can be loaded: the sources of each.
 MODULES = {
     "kernels": kernel_sources,
-    "planted_bugs": lambda: [HERE / "bindings_planted_bugs.cpp", HERE / "planted_bugs.cu"],
+    "wgmma": wgmma_sources,
+    "planted_bugs": lambda: [HERE / "bindings_planted_bugs.cpp", *sorted(HERE.glob("planted_bugs*.cu"))],
 }
 
 

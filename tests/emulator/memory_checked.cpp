@@ -14,6 +14,7 @@
 #include "scheduler.h"
 #include "shared_memory.h"
 #include "statistics.h"
+#include "warpgroup.h"
 
 namespace cnnext::emulator {
 namespace {
@@ -43,6 +44,7 @@ int32_t to_code(const void* return_address) {
 std::string describe_code(int32_t code) { return describe({{}, reinterpret_cast<const char*>(&to_code) + code}); }
 
 std::string thread_name(int number) {
+  if (number >= kMaxThreads) return "a tensor copy";
   const unsigned x = block_size().x, y = block_size().y, i = static_cast<unsigned>(number);
   return "thread (" + std::to_string(i % x) + "," + std::to_string(i / x % y) + "," + std::to_string(i / x / y) + ")";
 }
@@ -117,8 +119,8 @@ void check_cells(const Request& request, Region& region, bool starts_copy) {
     if (stale && cell.write_epoch != 0) cell.write_epoch = 0, cell.in_flight = false;
     if (shared && cell.read_epoch < order.block_epoch()) cell.read_epoch = 0;
     if (cell.in_flight) {
-      fail(request.place, "%s, which a cp.async of %s at %s has not been waited for to fill",
-           request.text(region).c_str(), thread_name(cell.writer).c_str(), describe_code(cell.write_code).c_str());
+      fail(request.place, "%s, which a copy of %s at %s has not been waited for to fill", request.text(region).c_str(),
+           thread_name(cell.writer).c_str(), describe_code(cell.write_code).c_str());
     }
     if (!order.write_is_ordered(cell, thread)) {
       const int writer = shared || order.written_in_block(cell) ? cell.writer : -1;
@@ -142,9 +144,22 @@ void check_cells(const Request& request, Region& region, bool starts_copy) {
   }
 }
 
-void check(const Request& request, bool may_be_misaligned, bool starts_copy = false) {
+/// How an access is made.
+struct Manner {
+  bool may_be_misaligned = false;
+  bool starts_copy = false;
+  bool counts = true;  // in the statistics
+};
+
+void check(const Request& request, const Manner& manner) {
   const uintptr_t a = request.address;
-  if (a - current_stack < StackPool::kBytes) return;
+  if (a - current_stack < StackPool::kBytes) {
+    if (const Place* product = product_with_sums(a, request.bytes)) {
+      fail(request.place, "%s of a sum that the product started at %s has not been waited for to give",
+           verb(request.access), describe(*product).c_str());
+    }
+    return;
+  }
   const bool shared = in_shared_memory(reinterpret_cast<const void*>(a));
   auto& regions = shared ? shared_arrays : buffers;
   const size_t count = shared ? shared_count : buffers.size();
@@ -158,20 +173,20 @@ void check(const Request& request, bool may_be_misaligned, bool starts_copy = fa
     fail(request.place, "out of bounds: %s, of which %zu lie behind its end", request.text(*region).c_str(),
          a + request.bytes - region->end);
   }
-  if (!may_be_misaligned && a % request.bytes != 0) {
+  if (!manner.may_be_misaligned && a % request.bytes != 0) {
     fail(request.place, "misaligned: %s (address %p)", request.text(*region).c_str(), reinterpret_cast<void*>(a));
   }
   if (request.access == Access::kWrite && !region->writable) {
     fail(request.place, "write to an input: %s", request.text(*region).c_str());
   }
-  if (!region->cells.empty()) check_cells(request, *region, starts_copy);
-  count_access(region->space, request.access, a, request.bytes, request.place.return_address);
+  if (!region->cells.empty()) check_cells(request, *region, manner.starts_copy);
+  if (manner.counts) count_access(region->space, request.access, a, request.bytes, request.place.return_address);
 }
 
-void enter(const Request& request, bool may_be_misaligned, bool starts_copy = false) {
+void enter(const Request& request, const Manner& manner = {}) {
   if (!running() || inside) return;
   inside = true;
-  check(request, may_be_misaligned, starts_copy);
+  check(request, manner);
   inside = false;
 }
 
@@ -180,11 +195,15 @@ size_t cells_of(size_t bytes) { return (bytes + kCellBytes) / kCellBytes; }
 }  // namespace
 
 void check_access(const void* address, size_t bytes, Access access, const Place& place) {
-  enter({reinterpret_cast<uintptr_t>(address), bytes, access, place}, false);
+  enter({reinterpret_cast<uintptr_t>(address), bytes, access, place});
 }
 
 void check_range(const void* address, size_t bytes, Access access, const Place& place) {
-  enter({reinterpret_cast<uintptr_t>(address), bytes, access, place}, true);
+  enter({reinterpret_cast<uintptr_t>(address), bytes, access, place}, {.may_be_misaligned = true});
+}
+
+void check_uncounted(const void* address, size_t bytes, Access access, const Place& place) {
+  enter({reinterpret_cast<uintptr_t>(address), bytes, access, place}, {.counts = false});
 }
 
 void fail_misaligned(const void* address, size_t bytes, const Place& place) {
@@ -193,7 +212,7 @@ void fail_misaligned(const void* address, size_t bytes, const Place& place) {
 
 void copy_starts(const void* shared, size_t bytes, const Place& place) {
   if (!in_shared_memory(shared)) fail(place, "cp.async to %p, which is not shared memory", shared);
-  enter({reinterpret_cast<uintptr_t>(shared), bytes, Access::kWrite, place}, false, true);
+  enter({reinterpret_cast<uintptr_t>(shared), bytes, Access::kWrite, place}, {.starts_copy = true});
 }
 
 void copy_lands(const void* shared, size_t bytes) {
@@ -204,6 +223,21 @@ void copy_lands(const void* shared, size_t bytes) {
     Cell& cell = region.cell(a);
     cell.in_flight = false;
     order.record_write(cell, thread_number(), cell.write_code);
+  }
+}
+
+void tensor_copy_starts(const void* shared, const Place& place) {
+  enter({reinterpret_cast<uintptr_t>(shared), kTensorPieceBytes, Access::kWrite, place},
+        {.starts_copy = true, .counts = false});
+}
+
+void tensor_copy_lands(const void* shared, int barrier, const Place& place) {
+  const auto begin = reinterpret_cast<uintptr_t>(shared);
+  Region& region = *find(shared_arrays, shared_count, begin);
+  for (uintptr_t a = begin; a < begin + kTensorPieceBytes; a += kCellBytes) {
+    Cell& cell = region.cell(a);
+    cell.in_flight = false;
+    order.record_write(cell, kMaxThreads + barrier, to_code(place.return_address));
   }
 }
 
@@ -241,5 +275,10 @@ void memory_begins_block() {
 void memory_ends_block() { end_block_statistics(); }
 void memory_passes_barrier() { order.pass_barrier(); }
 void memory_joins_lanes(int warp, unsigned mask) { order.join_lanes(warp, mask); }
+void memory_gets_barrier() { order.add_barrier(); }
+void memory_releases(int barrier) { order.release(barrier, thread_number()); }
+void memory_releases_copies(int barrier) { order.release_copies(barrier); }
+void memory_ends_phase(int barrier) { order.end_phase(barrier); }
+void memory_acquires(int barrier) { order.acquire(barrier, thread_number()); }
 
 }  // namespace cnnext::emulator

@@ -21,8 +21,16 @@ void check_access(const void* address, size_t bytes, Access, const Place& place)
 #endif
 }
 
+void check_uncounted(const void* address, size_t bytes, Access access, const Place& place) {
+  check_access(address, bytes, access, place);
+}
+
 void copy_starts(const void* shared, size_t bytes, const Place& place) {
   check_access(shared, bytes, Access::kWrite, place);
+}
+
+void tensor_copy_starts(const void* shared, const Place& place) {
+  check_access(shared, kTensorPieceBytes, Access::kWrite, place);
 }
 
 void register_buffer(uintptr_t, size_t, bool, const char*) {}
@@ -35,5 +43,11 @@ void memory_begins_block() {}
 void memory_ends_block() {}
 void memory_passes_barrier() {}
 void memory_joins_lanes(int, unsigned) {}
+void tensor_copy_lands(const void*, int, const Place&) {}
+void memory_gets_barrier() {}
+void memory_releases(int) {}
+void memory_releases_copies(int) {}
+void memory_ends_phase(int) {}
+void memory_acquires(int) {}
 
 }  // namespace cnnext::emulator

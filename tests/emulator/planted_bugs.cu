@@ -259,31 +259,36 @@ dim3 to_dim3(const std::vector<unsigned>& v) { return dim3(v[0], v[1], v[2]); }
 #define BUG(name) {#name, run<name<true>, name<false>>}
 
 const std::vector<Bug>& bugs() {
-  static const std::vector<Bug> all = {BUG(global_out_of_bounds),
-                                       BUG(dynamic_shared_out_of_bounds),
-                                       BUG(static_shared_out_of_bounds),
-                                       BUG(copy_out_of_bounds),
-                                       BUG(misaligned_vector),
-                                       BUG(misaligned_cast),
-                                       BUG(write_to_input),
-                                       BUG(missing_barrier),
-                                       BUG(second_missing_barrier),
-                                       BUG(missing_syncwarp),
-                                       BUG(syncwarp_of_too_few),
-                                       BUG(copy_never_waited),
-                                       BUG(copy_read_too_early),
-                                       BUG(copy_without_barrier),
-                                       BUG(divergent_barrier),
-                                       BUG(different_barriers),
-                                       BUG(wrong_shuffle_mask),
-                                       BUG(shuffle_from_outside),
-                                       BUG(deadlock),
-                                       BUG(double_write),
-                                       BUG(double_write_of_blocks),
-                                       BUG(global_race),
-                                       BUG(global_race_of_blocks),
-                                       BUG(uninitialised_dynamic_shared),
-                                       BUG(uninitialised_static_shared)};
+  static const std::vector<Bug> all = [] {
+    std::vector<Bug> result = {BUG(global_out_of_bounds),
+                               BUG(dynamic_shared_out_of_bounds),
+                               BUG(static_shared_out_of_bounds),
+                               BUG(copy_out_of_bounds),
+                               BUG(misaligned_vector),
+                               BUG(misaligned_cast),
+                               BUG(write_to_input),
+                               BUG(missing_barrier),
+                               BUG(second_missing_barrier),
+                               BUG(missing_syncwarp),
+                               BUG(syncwarp_of_too_few),
+                               BUG(copy_never_waited),
+                               BUG(copy_read_too_early),
+                               BUG(copy_without_barrier),
+                               BUG(divergent_barrier),
+                               BUG(different_barriers),
+                               BUG(wrong_shuffle_mask),
+                               BUG(shuffle_from_outside),
+                               BUG(deadlock),
+                               BUG(double_write),
+                               BUG(double_write_of_blocks),
+                               BUG(global_race),
+                               BUG(global_race_of_blocks),
+                               BUG(uninitialised_dynamic_shared),
+                               BUG(uninitialised_static_shared)};
+    const std::vector<Bug> more = wgmma_bugs();
+    result.insert(result.end(), more.begin(), more.end());
+    return result;
+  }();
   return all;
 }
 

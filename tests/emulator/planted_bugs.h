@@ -19,6 +19,9 @@ struct Bug {
 
 const std::vector<Bug>& bugs();
 
+/// Those of planted_bugs_wgmma.cu, the last of `bugs`.
+std::vector<Bug> wgmma_bugs();
+
 /// y[i] = how many threads had run before thread i, summed over the two times that a barrier makes it run.
 void thread_order(float* y);
 

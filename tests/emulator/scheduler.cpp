@@ -10,9 +10,15 @@
 
 #include "copy_async.h"
 #include "fiber.h"
+#include "mbarrier.h"
 #include "memory.h"
 #include "shared_memory.h"
 #include "warp.h"
+#include "warpgroup.h"
+
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace cnnext::emulator {
 namespace {
@@ -24,6 +30,7 @@ struct Thread {
   void* stack = nullptr;  // null before the first step and after the last
   State state;
   Place waits_at;
+  const char* waits_where = "";
 };
 
 /// Of the thread that runs now.
@@ -100,12 +107,18 @@ void exit_thread() {
   }
   check_no_meeting_expects(position.number);
   finish_copies();
+  finish_products();
+  if (exited + 1 == thread_count()) finish_mbarriers();
   current().state = State::kExited;
   if (exited++ == 0) first_exited = position.number;
 }
 
-void run_thread() {
+[[gnu::no_sanitize("address")]] void run_thread() {
   kernel(kernel_arguments);
+#ifdef __SANITIZE_ADDRESS__
+  // The sums of products that were not waited for may lie where the next frames do.
+  __asan_unpoison_memory_region(current().stack, StackPool::kBytes);
+#endif
   exit_thread();
 }
 
@@ -134,6 +147,7 @@ void step(int number) {
   kernel_runs = false;
   stacks.reclaim();
   abandon_copies();
+  abandon_products();
   const std::string text = describe(failure->place) + ": " + failure->text + " [block " + triple(position.block) +
                            " thread " + triple(position.thread) + ", " + schedule_name() + "]";
   throw std::runtime_error(text);
@@ -144,7 +158,9 @@ void report_deadlock() {
   std::map<std::string, int> waiting;
   for (const Thread& thread : threads) {
     if (thread.state == State::kAtBarrier) ++waiting["at __syncthreads, " + describe(thread.waits_at)];
-    if (thread.state == State::kWaiting) ++waiting["for their warp, " + describe(thread.waits_at)];
+    if (thread.state == State::kWaiting) {
+      ++waiting[std::string(thread.waits_where) + ", " + describe(thread.waits_at)];
+    }
   }
   std::string text = "deadlock";
   for (const auto& [where, count] : waiting) text += "; " + std::to_string(count) + " threads wait " + where;
@@ -161,6 +177,8 @@ void run_block(uint3 block, size_t shared_bytes) {
   exited = at_barrier = 0;
   begin_shared_memory(shared_bytes);
   begin_warps();
+  begin_warpgroups();
+  begin_mbarriers();
   memory_begins_block();
   ready.clear();
   for (Thread& thread : threads) thread.stack = nullptr, thread.state = State::kReady;
@@ -240,9 +258,10 @@ uint64_t random_bits() {  // xorshift64*
 
 void yield() { current().fiber.switch_to(scheduler); }
 
-void wait(const Place& place) {
+void wait(const Place& place, const char* where) {
   current().state = State::kWaiting;
   current().waits_at = place;
+  current().waits_where = where;
   yield();
 }
 

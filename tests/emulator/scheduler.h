@@ -58,9 +58,9 @@ extern uintptr_t current_stack;
 /// __syncthreads.
 void synchronize_block(const Place& place);
 
-/// Suspends the thread that runs now until another calls `wake` with its number. `place` is for the report should that
-/// never happen.
-void wait(const Place& place);
+/// Suspends the thread that runs now until another calls `wake` with its number. `place` and `where` ("for their warp")
+/// are for the report should that never happen.
+void wait(const Place& place, const char* where);
 void wake(int thread);
 
 /// Lets others run.

@@ -47,13 +47,23 @@ void* allocate(size_t bytes, const char* name) {
 
 bool in_shared_memory(const void* address) { return address >= arena && address < arena + kArenaBytes; }
 
+unsigned shared_address(const void* address) {
+  return static_cast<unsigned>(static_cast<const unsigned char*>(address) - arena);
+}
+
+unsigned char* shared_pointer(unsigned address, size_t bytes, const Place& place) {
+  if (address + bytes > kArenaBytes) fail(place, "shared memory + %u does not exist", address);
+  return arena + address;
+}
+
 void begin_shared_memory(size_t bytes) {
   static_arrays.clear();
   memory_drops_shared_arrays();
 #ifdef __SANITIZE_ADDRESS__
   __asan_poison_memory_region(arena, used == 0 ? kArenaBytes : used);
 #endif
-  used = kGap;
+  // No better aligned than portability.h says.
+  used = kGap + kAlignment;
   allocated = 0;
   dynamic_bytes = bytes;
   dynamic_array = allocate(bytes, "dynamic shared memory");

@@ -4,6 +4,8 @@
 
 #include <cstddef>
 
+#include "place.h"
+
 namespace cnnext::emulator {
 
 constexpr size_t kMaxSharedBytes = 227 * 1024;  // of a block
@@ -11,6 +13,10 @@ constexpr size_t kMaxStaticBytes = 48 * 1024;
 
 /// Whether an address is one of shared memory, or of the gaps in it.
 bool in_shared_memory(const void* address);
+
+/// As the hardware addresses it, and back; fails if the `bytes` there are not in shared memory.
+unsigned shared_address(const void* address);
+unsigned char* shared_pointer(unsigned address, size_t bytes, const Place& place);
 
 void begin_shared_memory(size_t dynamic_bytes);
 

@@ -59,7 +59,7 @@ Meeting& meet(unsigned mask, const void* payload, size_t bytes, const Place& pla
   std::memcpy(meeting.payloads[self], payload, bytes);
   meeting.arrived |= 1u << self;
   if (meeting.arrived != mask) {
-    wait(place);
+    wait(place, "for their warp");
     return meeting;
   }
   memory_joins_lanes(thread_number() / kWarp, mask);
