@@ -3,7 +3,8 @@
 Environment variables:
     CNNEXT_SKIP_CUDA_BUILD=1  leave the CUDA kernels out
     CNNEXT_FORCE_CUDA=1       fail, instead of leaving them out, if they cannot be built
-    TORCH_CUDA_ARCH_LIST      architectures, for example "8.0;9.0+PTX"; default: the GPUs present, else a common list
+    TORCH_CUDA_ARCH_LIST      architectures, for example "8.0;9.0a;12.0+PTX"; default: the GPUs present, else a common
+                              list. The kernels with wgmma are compiled for "9.0a" alone
     MAX_JOBS                  parallel compile jobs
 """
 
@@ -26,8 +27,10 @@ ROOT = Path(__file__).parent
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
 PYTHON_ABI = "cp310"
 CXX_FLAGS = ["-O3", "-g0", "-Wall", "-fvisibility=hidden", *STABLE_ABI]
+# Compute capability 9.0 with wgmma. It has no successor that would run code for plain 9.0, so nothing is lost.
+HOPPER = "9.0a"
 # What nvcc must at least be for an architecture, from the newest down.
-DEFAULT_ARCHITECTURES = (("8.0", (11, 0)), ("9.0", (11, 8)), ("10.0", (12, 8)), ("12.0+PTX", (12, 8)))
+DEFAULT_ARCHITECTURES = (("8.0", (11, 0)), (HOPPER, (12, 0)), ("10.0", (12, 8)), ("12.0+PTX", (12, 8)))
 
 
 def flag(name: str) -> bool:
@@ -91,7 +94,8 @@ def choose_architectures() -> str:
     if "TORCH_CUDA_ARCH_LIST" not in os.environ:
         if torch.cuda.is_available():
             present = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
-            os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(f"{major}.{minor}" for major, minor in sorted(present))
+            names = [HOPPER if version == (9, 0) else "{}.{}".format(*version) for version in sorted(present)]
+            os.environ["TORCH_CUDA_ARCH_LIST"] = ";".join(names)
         else:
             version = nvcc_version() or (0, 0)
             names = [name for name, minimum in DEFAULT_ARCHITECTURES if version >= minimum]
@@ -110,13 +114,18 @@ def cpu_extension() -> cpp_extension.CppExtension:
     )
 
 
+def wgmma_flags() -> list[str]:
+    """What tells the planners that the kernels with wgmma are compiled in, where they are."""
+    return ["-DCNNEXT_WITH_WGMMA"] if HOPPER in os.environ["TORCH_CUDA_ARCH_LIST"] else []
+
+
 def cuda_extension() -> cpp_extension.CUDAExtension:
     return cpp_extension.CUDAExtension(
         "cnnext._C_cuda",
         sources("csrc/bindings/cuda.cpp", "csrc/bindings/problem.cpp", "csrc/cuda/*.cpp", "csrc/cuda/*.cu"),
         depends=headers(),
         extra_compile_args={
-            "cxx": [*CXX_FLAGS, "-DUSE_CUDA"],
+            "cxx": [*CXX_FLAGS, "-DUSE_CUDA", *wgmma_flags()],
             "nvcc": ["-O3", "-DUSE_CUDA", "-Xcompiler=-fvisibility=hidden", "--threads=2", *STABLE_ABI],
         },
         py_limited_api=True,

@@ -125,7 +125,7 @@ def _python(name: str, *arguments: str, **variables: str) -> Command:
 def _build(out: Path, seconds: float) -> list[Command]:
     variables = {"MAX_JOBS": os.environ.get("MAX_JOBS", str(os.cpu_count() or 1)), "CNNEXT_FORCE_CUDA": "1"}
     if not torch.cuda.is_available():
-        variables["TORCH_CUDA_ARCH_LIST"] = os.environ.get("TORCH_CUDA_ARCH_LIST", "9.0")
+        variables["TORCH_CUDA_ARCH_LIST"] = os.environ.get("TORCH_CUDA_ARCH_LIST", "9.0a")
     return [
         _python("build", "setup.py", "build_ext", "--inplace", **variables),
         _python("info", "-m", "cnnext.info"),

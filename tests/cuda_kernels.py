@@ -195,6 +195,7 @@ class CudaKernels:
         """The planners' view of `case` on these operands."""
         problem = self.module.Problem()
         problem.params = self.params(case, x, y, layout, activation)
+        problem.device.wgmma = True
         problem.alignment = min(x.alignment, y.alignment)
         return problem
 

@@ -55,7 +55,7 @@ def test_cuda_torch_and_nvcc_of_its_version_build_cuda_kernels(
     home = toolkit("13.1")
     assert setup_module["cuda_home"]() == home
     plan = setup_module["plan_cuda"]()
-    assert plan == {"built": True, "architectures": "8.0;9.0;10.0;12.0+PTX", "nvcc": "13.1"}
+    assert plan == {"built": True, "architectures": "8.0;9.0a;10.0;12.0+PTX", "nvcc": "13.1"}
 
 
 def test_default_architectures_are_those_that_nvcc_knows(
@@ -63,14 +63,14 @@ def test_default_architectures_are_those_that_nvcc_knows(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     toolkit("12.4")
-    assert setup_module["choose_architectures"]() == "8.0;9.0"
+    assert setup_module["choose_architectures"]() == "8.0;9.0a"
 
 
 def test_gpus_present_decide_the_architectures(setup_module: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: [(9, 0), (8, 6), (9, 0)][index])
-    assert setup_module["choose_architectures"]() == "8.6;9.0"
+    assert setup_module["choose_architectures"]() == "8.6;9.0a"
 
 
 def test_arch_list_of_the_user_wins(setup_module: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,6 +78,16 @@ def test_arch_list_of_the_user_wins(setup_module: dict[str, Any], monkeypatch: p
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5")
     assert setup_module["choose_architectures"]() == "7.5"
     assert os.environ["TORCH_CUDA_ARCH_LIST"] == "7.5"
+
+
+@pytest.mark.parametrize(
+    ("architectures", "wgmma"), [("8.0;9.0a", True), ("9.0a 12.0+PTX", True), ("8.0;9.0", False), ("9.0+PTX", False)]
+)
+def test_wgmma_is_compiled_for_90a_alone(
+    setup_module: dict[str, Any], monkeypatch: pytest.MonkeyPatch, architectures: str, wgmma: bool
+) -> None:
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", architectures)
+    assert setup_module["wgmma_flags"]() == (["-DCNNEXT_WITH_WGMMA"] if wgmma else [])
 
 
 def test_cpu_torch_builds_no_cuda_kernels(setup_module: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

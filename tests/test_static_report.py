@@ -379,6 +379,26 @@ def test_declared_vector_kernels(kernel: kernels.KernelReport) -> None:
     assert budget.check_vectors([narrow, wide]) == []
 
 
+@pytest.mark.parametrize(
+    ("lines", "failure"),
+    [
+        (("UTMALDG.3D [UR8], [UR4]", "HGMMA.64x128x16.F32 R24, gdesc[UR8], R24"), None),
+        (("HGMMA.64x128x16.F32 R24, gdesc[UR8], R24",), "no wgmma, or no tensor copies"),
+        (("UTMALDG.3D [UR8], [UR4]", "HMMA.16816.F32 R4, R8, R12, R4"), "no wgmma, or no tensor copies"),
+        (("UTMALDG.3D [UR8], [UR4]", "HGMMA.64x128x16.F32 R24, gdesc[UR8], R24, gsb0"), "waits for each wgmma"),
+    ],
+)
+def test_kernels_with_wgmma(kernel: kernels.KernelReport, lines: tuple[str, ...], failure: str | None) -> None:
+    control = sass.Control(1, None, None, ())
+    instructions = [
+        sass.Instruction(16 * i, None, opcode, sass.split_operands(operands), control)
+        for i, (opcode, _, operands) in enumerate(line.partition(" ") for line in lines)
+    ]
+    report = replace(kernel, source="grouped_forward_wgmma_nhwc", function=sass.Function("wgmma", instructions))
+    assert budget.check_wgmma([report]) == ([f"sm_90 scale: {failure}"] if failure else [])
+    assert budget.check_wgmma([kernel]) == []
+
+
 def test_update_needs_a_reason(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="reason"):
         budget.update({}, {}, " ", complete=True, path=tmp_path / "budget.json")

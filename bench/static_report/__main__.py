@@ -186,6 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 console.print(f"The budget is of nvcc {release}, this is {nvcc_release()}: figures differ a little.")
             failures += budget.check(old, architecture, shown, predictions)
             failures += budget.check_vectors(shown)
+            failures += budget.check_wgmma(shown)
         if options.markdown:
             command = shlex.join(["python", "-m", "bench.static_report", *(argv if argv is not None else sys.argv[1:])])
             title = f"Static report, sm_{architecture}"

@@ -140,3 +140,23 @@ def check_vectors(kernels: Sequence[KernelReport]) -> list[str]:
                     f"{wanted} wanted"
                 )
     return failures
+
+
+def check_wgmma(kernels: Sequence[KernelReport]) -> list[str]:
+    """Return the kernels that are named after wgmma and have no use of it.
+
+    Their machine code has matrix products of a warpgroup and tensor copies, and waits once for several products. ptxas
+    makes it wait for each, and says so in a warning alone, if something else touches the sums in between.
+    """
+    failures = []
+    for kernel in kernels:
+        if "wgmma" not in kernel.source:
+            continue
+        where = f"sm_{kernel.architecture} {kernel.name}"
+        products = [i for i in kernel.function.instructions if i.base == "HGMMA"]
+        closing = [i for i in products if any(operand.startswith("gsb") for operand in i.operands)]
+        if not products or not any(i.base == "UTMALDG" for i in kernel.function.instructions):
+            failures.append(f"{where}: no wgmma, or no tensor copies")
+        elif 2 * len(closing) > len(products):
+            failures.append(f"{where}: waits for each wgmma")
+    return failures

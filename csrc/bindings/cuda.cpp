@@ -7,6 +7,8 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <string>
 
 #include "../cuda/kernels.h"
 #include "problem.h"
@@ -49,6 +51,10 @@ const cuda::DeviceFacts& facts_of(int device) {
       facts[i].threads_per_multiprocessor = attribute(cudaDevAttrMaxThreadsPerMultiProcessor, i);
       facts[i].shared_bytes_per_multiprocessor = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, i);
       facts[i].shared_bytes_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, i);
+#ifdef CNNEXT_WITH_WGMMA
+      facts[i].wgmma = attribute(cudaDevAttrComputeCapabilityMajor, i) == 9 &&
+                       attribute(cudaDevAttrComputeCapabilityMinor, i) == 0;
+#endif
     }
     return facts;
   }();
@@ -145,12 +151,19 @@ std::tuple<Tensor, Tensor> depthwise_conv2d_backward_weight(const Tensor& grad_o
 
 // --- Grouped, dense and 1x1 ---
 
+/// Whether CNNEXT_PREFER_WGMMA asks for the kernels with wgmma wherever they can run.
+bool environment_prefers_wgmma() {
+  const char* value = std::getenv("CNNEXT_PREFER_WGMMA");
+  return value != nullptr && std::string(value) == "1";
+}
+
 /// Adds what only these planners ask for.
 cuda::Problem make_grouped_problem(const ConvParams& params, const Tensor& x, const Tensor& y, const Tensor& filter) {
   cuda::Problem problem = make_problem(params, x, y);
   problem.filter_channels_last = is_channels_last_only(filter);
   problem.filter_alignment = alignment_of(filter);
   problem.allow_tf32 = params.dtype == DType::kFloat32 && python_allows_tf32();
+  problem.prefer_wgmma = environment_prefers_wgmma();
   return problem;
 }
 

@@ -90,7 +90,7 @@ __device__ __forceinline__ void store_result(const GemmOperands& op, unsigned ch
       values[i + 2] = sums.z + bias[i + 2], values[i + 3] = sums.w + bias[i + 3];
     }
     activate_all(values, op.activation);
-    store(static_cast<T*>(op.output) + at, pack<T>(values));
+    store_global(static_cast<T*>(op.output) + at, pack<T>(values));
   }
 }
 

@@ -187,6 +187,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kMinBlocks)
         if (m >= pixels) return kNoPixel;
         return output_offset(op, axis_h, axis_w, pixel_of(m, axis_h.outputs, axis_w.outputs));
       });
+#else
+  __trap();  // no planner chooses it here
 #endif
 }
 

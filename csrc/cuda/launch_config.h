@@ -10,13 +10,14 @@
 
 namespace cnnext::cuda {
 
-/// What a planner knows of the device. The defaults are an H100's.
+/// What a planner knows of the device. The defaults are an H100's, but for wgmma, which is there only if the caller
+/// says so.
 struct DeviceFacts {
   int multiprocessors = 132;
   int threads_per_multiprocessor = 2048;
   int shared_bytes_per_multiprocessor = 228 * 1024;
   int shared_bytes_per_block = 227 * 1024;
-  bool wgmma = true;  // the device has it, and the kernels with it are compiled in
+  bool wgmma = false;  // the device has it, and the kernels with it are compiled in
 };
 
 /// One for each .cu file with kernels; `to_string` gives the file's name.

@@ -51,6 +51,12 @@ __device__ __forceinline__ void store(void* p, const V& value) {
   *static_cast<V*>(p) = value;
 }
 
+/// The same to global memory. Where a plain store's values come from several branches, the compiler may split it.
+template <class V>
+__device__ __forceinline__ void store_global(void* p, const V& value) {
+  __stwb(static_cast<V*>(p), value);
+}
+
 /// Starts the copy of kBytes (4, 8 or 16; both sides aligned to it) from global to shared memory, or of zeros where
 /// `valid` is false: then `global` is not read. Past the L1 cache for 16 bytes.
 template <int kBytes>

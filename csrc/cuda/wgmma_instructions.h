@@ -17,7 +17,7 @@
 #include "portability.h"
 #include "tensor_map.h"
 
-/// Defined where these instructions exist. For any other architecture a kernel with them is compiled to nothing.
+/// Defined where these instructions exist: in the emulator, and when nvcc compiles for sm_90a.
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define CNNEXT_HAS_WGMMA
 #endif

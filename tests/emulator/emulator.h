@@ -191,6 +191,17 @@ CNNEXT_EMULATOR_FUNCTION void store(void* p, const V& value, const emulator::Lin
   *static_cast<V*>(p) = value;
 }
 
+template <class V>
+CNNEXT_EMULATOR_FUNCTION void store_global(void* p, const V& value,
+                                           const emulator::Line& line = emulator::Line::current()) {
+#ifdef __SANITIZE_THREAD__
+  emulator::check_access(p, sizeof(V), emulator::Access::kWrite, CNNEXT_EMULATOR_PLACE(line));
+#else
+  if (reinterpret_cast<uintptr_t>(p) % sizeof(V) != 0) emulator::fail_misaligned(p, sizeof(V), {line});
+#endif
+  *static_cast<V*>(p) = value;
+}
+
 template <int kBytes>
 CNNEXT_EMULATOR_FUNCTION void copy_async(void* shared, const void* global, bool valid = true,
                                          const emulator::Line& line = emulator::Line::current()) {
