@@ -256,6 +256,31 @@ GROUPED_CUDA_CASES = (
     case("cuda_split_two_groups", (1, 800, 2, 2), 16, (1, 3), padding=(0, 1), groups=2),
 )
 
+# For the kernels with wgmma: 64 channels of a group and more, tiles that hold the end of one image and the start of the
+# next, or more pixels or channels than there are.
+WGMMA_CASES = (
+    case("wgmma_1x1", (1, 64, 8, 8), 64, 1),
+    case("wgmma_1x1_tiles_of_two_images", (3, 128, 7, 9), 72, 1),
+    case("wgmma_1x1_s2", (2, 64, 7, 6), 64, 1, stride=2),
+    case("wgmma_3x3", (2, 64, 7, 10), 64, 3, padding=1),
+    case("wgmma_3x3_s2", (1, 64, 9, 10), 72, 3, stride=2, padding=1),
+    case("wgmma_3x3_s2_unpadded_width", (2, 64, 6, 9), 64, 3, stride=(1, 2), padding=(1, 0)),
+    case("wgmma_3x3_dilated", (1, 64, 9, 8), 64, (3, 2), padding=(3, 1), dilation=(3, 2)),
+    case("wgmma_3x3_s2_dilated", (1, 64, 9, 8), 64, 3, stride=2, padding=2, dilation=2),
+    case("wgmma_ragged_channels", (1, 88, 5, 7), 264, (2, 1)),
+    case("wgmma_groups", (1, 128, 5, 6), 256, (1, 3), padding=(0, 1), groups=2),
+    case("wgmma_one_pixel", (1, 64, 1, 1), 64, 3, padding=1),
+    case("wgmma_one_row", (1, 64, 1, 9), 64, 1, stride=2),  # a class of rows of the gradient is empty
+)
+
+# More blocks than an H100 has SMs, and many turns of the ring of slots.
+LARGE_WGMMA_CASES = (
+    case("wgmma_resnet_28", (16, 256, 28, 28), 256, 3, padding=1),
+    case("wgmma_resnet_28_s2", (32, 256, 28, 28), 512, 3, stride=2, padding=1),
+    case("wgmma_1x1_14", (64, 512, 14, 14), 1024, 1),
+    case("wgmma_groups_of_128", (16, 512, 14, 14), 512, 3, padding=1, groups=4),
+)
+
 POINTWISE_CASES = (
     case("one_pixel", (1, 1, 1, 1), 1, 1),
     case("one_pixel_many_channels", (3, 40, 1, 1), 10, 1),

@@ -208,6 +208,55 @@ def test_tensors_that_are_not_aligned_are_copied(module: Any, op: str) -> None:
     problem.params.x_strides = module.Strides4(14 * 14 * 67, 1, 14 * 67, 67)
     best = configs_of(module, "grouped", op, problem)[0]
     assert (best.padded_channels, best.padded_outputs) == (64, 0)
+def wgmma_problem(module: Any, *args: Any, **kwargs: Any) -> Any:
+    problem = make_problem(module, *args, **kwargs)
+    problem.device.wgmma = True
+    return problem
+
+
+@pytest.mark.parametrize("op", OPS[:2])
+def test_wgmma_comes_after_its_twin_unless_preferred(module: Any, op: str) -> None:
+    """Nothing has been measured on a card."""
+    problem = wgmma_problem(module, 128, 256, 28, groups=1)
+    names = [str(config).split()[0] for config in configs_of(module, "grouped", op, problem)]
+    assert names[0] == f"grouped_{op}_nhwc"
+    assert names[-3:] == [*[f"grouped_{op}_wgmma_nhwc"] * 2, f"grouped_{op}_general"]
+    problem.prefer_wgmma = True
+    names = [str(config).split()[0] for config in configs_of(module, "grouped", op, problem)]
+    assert names[:3] == [*[f"grouped_{op}_wgmma_nhwc"] * 2, f"grouped_{op}_nhwc"]
+
+
+@pytest.mark.parametrize("op", OPS[:2])
+def test_wgmma_takes_the_wide_tile_where_it_fills_the_device(module: Any, op: str) -> None:
+    for n, c, columns in ((128, 256, 256), (128, 128, 128), (1, 256, 128)):
+        problem = wgmma_problem(module, n, c, 14, groups=1)
+        problem.prefer_wgmma = True
+        assert configs_of(module, "grouped", op, problem)[0].tile_w == columns
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "float32"},
+        {"c": 32},
+        {"c": 96, "groups": 2},  # a line would hold channels of two groups
+        {"filter_size": 257},  # padding of 128 pixels
+        {"stride": 9},
+        {"device": False},
+        {"stride_of_images": 0},
+    ],
+    ids=str,
+)
+def test_wgmma_refuses_what_a_tensor_map_has_no_room_for(module: Any, change: dict[str, Any], op: str) -> None:
+    values = {"n": 2, "c": 64, "size": 300, "groups": 1, **change}
+    has_wgmma, stride_of_images = values.pop("device", True), values.pop("stride_of_images", None)
+    problem = make_problem(module, **values)
+    problem.device.wgmma = has_wgmma
+    if stride_of_images is not None:
+        params = problem.params
+        params.x_strides.n = params.y_strides.n = stride_of_images
+    assert not any("wgmma" in str(config) for config in configs_of(module, "grouped", op, problem))
 
 
 def test_configs_print_what_they_are(module: Any) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cnnext.ops import ACTIVATIONS
-from tests.cases import Case, case, random_grad, random_operands
+from tests.cases import WGMMA_CASES, Case, random_grad, random_operands
 from tests.cuda_kernels import (
     BUILD,
     CudaKernels,
@@ -42,24 +42,8 @@ IDS = {"ids": str}
 #: These builds look for wrong accesses, not for rounding, and are slower.
 WATCHED = BUILD in ("checked", "sanitized")
 
-CASES = (
-    case("wgmma_1x1", (1, 64, 8, 8), 64, 1),
-    case("wgmma_1x1_tiles_of_two_images", (3, 128, 7, 9), 72, 1),
-    case("wgmma_1x1_s2", (2, 64, 7, 6), 64, 1, stride=2),
-    case("wgmma_3x3", (2, 64, 7, 10), 64, 3, padding=1),
-    case("wgmma_3x3_s2", (1, 64, 9, 10), 72, 3, stride=2, padding=1),
-    case("wgmma_3x3_s2_unpadded_width", (2, 64, 6, 9), 64, 3, stride=(1, 2), padding=(1, 0)),
-    case("wgmma_3x3_dilated", (1, 64, 9, 8), 64, (3, 2), padding=(3, 1), dilation=(3, 2)),
-    case("wgmma_3x3_s2_dilated", (1, 64, 9, 8), 64, 3, stride=2, padding=2, dilation=2),
-    case("wgmma_ragged_channels", (1, 88, 5, 7), 264, (2, 1)),
-    case("wgmma_groups", (1, 128, 5, 6), 256, (1, 3), padding=(0, 1), groups=2),
-    case("wgmma_one_pixel", (1, 64, 1, 1), 64, 3, padding=1),
-    case("wgmma_one_row", (1, 64, 1, 9), 64, 1, stride=2),  # a class of rows of the gradient is empty
-)
-
-
 CASES_AND_DTYPES = [
-    (case, dtype) for i, case in enumerate(CASES) for dtype in (HALVES[i % 2 :][:1] if WATCHED else HALVES)
+    (case, dtype) for i, case in enumerate(WGMMA_CASES) for dtype in (HALVES[i % 2 :][:1] if WATCHED else HALVES)
 ]
 
 
@@ -105,7 +89,7 @@ def test_integers_are_exact(kernels: CudaKernels, case: Case, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("case", CASES[1::4], **IDS)
+@pytest.mark.parametrize("case", WGMMA_CASES[1::4], **IDS)
 def test_slices_of_wider_tensors(kernels: CudaKernels, case: Case, op: str) -> None:
     check_integers(kernels, op, case, torch.float16, GAPS)
 
@@ -113,7 +97,7 @@ def test_slices_of_wider_tensors(kernels: CudaKernels, case: Case, op: str) -> N
 @pytest.mark.skipif(WATCHED, reason="these builds look for wrong accesses, not for rounding")
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("dtype", HALVES, **IDS)
-@pytest.mark.parametrize("case", CASES[3:10:3], **IDS)
+@pytest.mark.parametrize("case", WGMMA_CASES[3:10:3], **IDS)
 def test_random_values(kernels: CudaKernels, case: Case, dtype: torch.dtype, op: str) -> None:
     x, w, _ = random_operands(case, dtype)
     operands = Operands(x, w, None, random_grad(case, dtype))
@@ -126,7 +110,7 @@ def test_random_values(kernels: CudaKernels, case: Case, dtype: torch.dtype, op:
 @pytest.mark.skipif(WATCHED, reason="these builds look for wrong accesses, not for rounding")
 @pytest.mark.parametrize("activation", ACTIVATIONS[1:])
 def test_activations(kernels: CudaKernels, activation: str) -> None:
-    case, dtype = CASES[0], torch.bfloat16
+    case, dtype = WGMMA_CASES[0], torch.bfloat16
     x, w, bias = random_operands(case, dtype)
     operands = Operands(x, w, bias, random_grad(case, dtype))
     expected = expect_forward(case, x, w, bias, activation)
@@ -135,7 +119,7 @@ def test_activations(kernels: CudaKernels, activation: str) -> None:
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("case", CASES[3::5], **IDS)
+@pytest.mark.parametrize("case", WGMMA_CASES[3::5], **IDS)
 def test_infinities_stay_where_they_belong(kernels: CudaKernels, case: Case, op: str) -> None:
     """Also in the channels past a group's or a tensor's last."""
     operands = integers(case, torch.float16)
@@ -151,7 +135,7 @@ def test_any_order_of_threads(kernels: CudaKernels, order: str) -> None:
     kernels.module.set_schedule(order, 1)
     try:
         for op in OPS:
-            check_integers(kernels, op, CASES[3], torch.float16, DENSE)
+            check_integers(kernels, op, WGMMA_CASES[3], torch.float16, DENSE)
     finally:
         kernels.module.set_schedule()
 

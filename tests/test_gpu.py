@@ -6,14 +6,26 @@ On the CPU the same checks run over a few cases, so that they are known to work 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 from cnnext import backends
+from cnnext._extension import BUILD_INFO
 from tests import checking
-from tests.cases import CASES, CUDA_CASES, LAYOUTS, Case, apply_op, integer_operands, random_grad, random_operands
+from tests.cases import (
+    CASES,
+    CUDA_CASES,
+    LARGE_WGMMA_CASES,
+    LAYOUTS,
+    WGMMA_CASES,
+    Case,
+    apply_op,
+    integer_operands,
+    random_grad,
+    random_operands,
+)
 from tests.reference import (
     DTYPES,
     assert_same_bits,
@@ -115,6 +127,47 @@ def test_small_problems(place: str, op: str, dtype: torch.dtype) -> None:
     for case in small[: len(small) // 2 or 1]:
         for layout in NATIVE[:2]:
             _check_exact(op, case, dtype, device, backend, layout)
+
+
+def _wgmma_kernels(run: Callable[[], checking.Result]) -> tuple[checking.Result, set[str]]:
+    """What `run` gives, and the kernels with wgmma that it has launched."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        result = run()
+        torch.cuda.synchronize()
+    return result, {event.name for event in profile.events() if "wgmma" in event.name}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", ["nhwc", "nchw"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", WGMMA_CASES + LARGE_WGMMA_CASES, ids=str)
+def test_wgmma_agrees_with_its_twin(
+    case: Case, dtype: torch.dtype, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward and input gradient, asked for by CNNEXT_PREFER_WGMMA, against float64 and the kernels with mma.sync."""
+    _skip_what_the_backend_refuses("cuda", dtype)
+    if torch.cuda.get_device_capability() != (9, 0) or "9.0a" not in BUILD_INFO["cuda"]["architectures"]:
+        pytest.skip("this needs compute capability 9.0, and a build for 9.0a")
+    if case in LARGE_WGMMA_CASES and layout == "nchw":
+        pytest.skip("the conversion does not depend on the size")
+    operands, grad = integer_operands(case, dtype), random_grad(case, dtype, integers=True)
+    random, random_dy = random_operands(case, dtype), random_grad(case, dtype)
+    monkeypatch.setenv("CNNEXT_PREFER_WGMMA", "0")
+    twin, none = _wgmma_kernels(lambda: _run("grouped", case, operands, grad, "cuda", "cuda", layout))
+    monkeypatch.setenv("CNNEXT_PREFER_WGMMA", "1")
+    result, both = _wgmma_kernels(lambda: _run("grouped", case, operands, grad, "cuda", "cuda", layout))
+    assert not none
+    assert len(both) == 2, both
+    assert torch.equal(result.output, twin.output)
+    assert torch.equal(result.grad_input, twin.grad_input)
+    if case in WGMMA_CASES:  # float64 on the CPU takes seconds for the others
+        expected = expect_exact(case, grad, *operands)
+        assert_same_bits(result.output, expected.output, f"{case}: forward")
+        assert_same_bits(result.grad_input, expected.grad_input, f"{case}: input gradient")
+        result = _run("grouped", case, random, random_dy, "cuda", "cuda", layout)
+        assert_within(result.output, expect_forward(case, *random, None), f"{case}: forward")
+        gradients = expect_gradients(case, random_dy, *random, None)
+        assert_within(result.grad_input, gradients.input, f"{case}: input gradient")
 
 
 @pytest.mark.gpu
