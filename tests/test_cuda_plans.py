@@ -208,6 +208,8 @@ def test_tensors_that_are_not_aligned_are_copied(module: Any, op: str) -> None:
     problem.params.x_strides = module.Strides4(14 * 14 * 67, 1, 14 * 67, 67)
     best = configs_of(module, "grouped", op, problem)[0]
     assert (best.padded_channels, best.padded_outputs) == (64, 0)
+
+
 def wgmma_problem(module: Any, *args: Any, **kwargs: Any) -> Any:
     problem = make_problem(module, *args, **kwargs)
     problem.device.wgmma = True

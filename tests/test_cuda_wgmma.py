@@ -7,6 +7,7 @@ builds of the emulator are made in seconds.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,8 @@ pytestmark = [
 
 OPS = ("forward", "backward_input")
 HALVES = (torch.float16, torch.bfloat16)
-TILE_COLUMNS = (128, 256)
+#: Columns of a tile, and the slots of its ring.
+TILES = {128: 3, 256: 4}
 DENSE, GAPS = Placement("nhwc"), Placement("nhwc", 8)
 IDS = {"ids": str}
 
@@ -52,12 +54,24 @@ def kernels() -> CudaKernels:
     return CudaKernels(name="wgmma")
 
 
+def make_config(kernels: CudaKernels, op: str, case: Case, columns: int) -> Any:
+    """What the planner gives for a tile, in as far as the kernels ask."""
+    if op == "forward":
+        (n, channels, h, w), classes = case.output_shape, (1, 1)
+    else:
+        (n, channels, h, w), classes = case.input_shape, case.stride
+    pixels = n * -(-h // classes[0]) * -(-w // classes[1])
+    tiles = -(-pixels // 128) * -(-channels // case.groups // columns)
+    shared_bytes = TILES[columns] * 128 * (128 + columns) + 1024
+    return kernels.module.LaunchConfig(columns, [tiles, case.groups, classes[0] * classes[1]], shared_bytes)
+
+
 def run(
     kernels: CudaKernels, op: str, case: Case, operands: Operands, placement: Placement = DENSE, activation: int = 0
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """What each tile gives."""
     w = flat("w", operands.w.permute(0, 2, 3, 1))
-    for columns in TILE_COLUMNS:
+    for columns in TILES:
         if op == "forward":
             source = place("x", operands.x, placement)
             result = place_output("y", case.output_shape, operands.x.dtype, placement)
@@ -70,7 +84,7 @@ def run(
             params = kernels.params(case, result, source, "nhwc")
         with kernels.registered(*inputs, result):
             addresses = [0 if operand is None else operand.address for operand in (*inputs, result)]
-            getattr(kernels.module, op)(params, columns, *addresses)
+            getattr(kernels.module, op)(params, make_config(kernels, op, case, columns), *addresses)
         result.check_gaps()
         yield f"{op}, {columns} columns", result.tensor
 

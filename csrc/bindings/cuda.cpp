@@ -52,8 +52,8 @@ const cuda::DeviceFacts& facts_of(int device) {
       facts[i].shared_bytes_per_multiprocessor = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, i);
       facts[i].shared_bytes_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, i);
 #ifdef CNNEXT_WITH_WGMMA
-      facts[i].wgmma = attribute(cudaDevAttrComputeCapabilityMajor, i) == 9 &&
-                       attribute(cudaDevAttrComputeCapabilityMinor, i) == 0;
+      facts[i].wgmma =
+          attribute(cudaDevAttrComputeCapabilityMajor, i) == 9 && attribute(cudaDevAttrComputeCapabilityMinor, i) == 0;
 #endif
     }
     return facts;

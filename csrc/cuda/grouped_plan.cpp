@@ -275,11 +275,11 @@ void insert_wgmma(const Copied& copied, Kernel kernel, const GemmAxes& axes, con
   if (!fits_tensor_map(axes.h, axes.classes_h) || !fits_tensor_map(axes.w, axes.classes_w)) return;
   const auto fits_stride = [](int64_t stride) { return stride > 0 && stride < kMaxTensorStride; };
   const Strides4& strides = source.strides;
-  if (p.layout == Layout::kNHWC && !(fits_stride(strides.n) && fits_stride(strides.h) && fits_stride(strides.w))) return;
+  if (p.layout == Layout::kNHWC && !(fits_stride(strides.n) && fits_stride(strides.h) && fits_stride(strides.w)))
+    return;
 
   const auto outputs = [](const TapAxis& axis) { return axis.outputs; };
-  const int64_t pixels =
-      p.N * largest(axes.h, axes.classes_h, outputs) * largest(axes.w, axes.classes_w, outputs);
+  const int64_t pixels = p.N * largest(axes.h, axes.classes_h, outputs) * largest(axes.w, axes.classes_w, outputs);
   Configs tiles;
   for (const WgmmaTileShape& tile : kWgmmaTiles) {
     LaunchConfig config;
@@ -342,8 +342,8 @@ void plan_grouped_backward_input_wgmma_nhwc(const Problem& original, Configs& co
   const Copied copied(original);
   const ConvParams& p = copied.problem.params;
   if (p.stride_h > kMaxAxes || p.stride_w > kMaxAxes) return;
-  insert_wgmma(copied, Kernel::kGroupedBackwardInputWgmmaNhwc, backward_axes(p),
-               {p.y_strides, p.outputs_per_group()}, p.channels_per_group(), configs);
+  insert_wgmma(copied, Kernel::kGroupedBackwardInputWgmmaNhwc, backward_axes(p), {p.y_strides, p.outputs_per_group()},
+               p.channels_per_group(), configs);
 }
 
 void plan_grouped_backward_weight_nhwc(const Problem& original, Configs& configs) {

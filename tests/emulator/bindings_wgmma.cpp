@@ -1,6 +1,10 @@
 // The kernels with wgmma alone, as a module that is compiled in seconds. Operands are channels_last, filters
 // [K][R][S][C / groups]; pointers are passed as integers.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <array>
 
 #include "../../csrc/cuda/kernels.h"
 #include "bindings_emulator.h"
@@ -8,6 +12,7 @@
 
 namespace {
 
+namespace py = pybind11;
 using namespace cnnext;
 using namespace cnnext::cuda;
 
@@ -16,9 +21,10 @@ using Pointer = std::uintptr_t;
 const void* in(Pointer address) { return reinterpret_cast<const void*>(address); }
 void* out(Pointer address) { return reinterpret_cast<void*>(address); }
 
-LaunchConfig with_columns(int tile_columns) {
+LaunchConfig make_config(int tile_columns, const std::array<int64_t, 3>& grid, int shared_bytes) {
   LaunchConfig config{};
-  config.tile_w = tile_columns;
+  config.tile_w = tile_columns, config.shared_bytes = shared_bytes;
+  std::copy(grid.begin(), grid.end(), config.grid);
   return config;
 }
 
@@ -27,10 +33,13 @@ LaunchConfig with_columns(int tile_columns) {
 PYBIND11_MODULE(cnnext_emulator_wgmma, m) {
   bind_emulator(m);
   bind_params(m);
-  m.def("forward", [](const ConvParams& params, int tile_columns, Pointer x, Pointer w, Pointer bias, Pointer y) {
-    grouped_forward_wgmma_nhwc(params, with_columns(tile_columns), in(x), in(w), in(bias), out(y), nullptr);
-  });
-  m.def("backward_input", [](const ConvParams& params, int tile_columns, Pointer dy, Pointer w, Pointer dx) {
-    grouped_backward_input_wgmma_nhwc(params, with_columns(tile_columns), in(dy), in(w), out(dx), nullptr);
+  py::class_<LaunchConfig>(m, "LaunchConfig", py::module_local())
+      .def(py::init(&make_config), py::arg("tile_columns"), py::arg("grid"), py::arg("shared_bytes"));
+  m.def("forward",
+        [](const ConvParams& params, const LaunchConfig& config, Pointer x, Pointer w, Pointer bias, Pointer y) {
+          grouped_forward_wgmma_nhwc(params, config, in(x), in(w), in(bias), out(y), nullptr);
+        });
+  m.def("backward_input", [](const ConvParams& params, const LaunchConfig& config, Pointer dy, Pointer w, Pointer dx) {
+    grouped_backward_input_wgmma_nhwc(params, config, in(dy), in(w), out(dx), nullptr);
   });
 }

@@ -56,11 +56,8 @@ void end_phase_if_complete(Barrier& barrier) {
 
 void land(Barrier& barrier, const TensorCopy& copy) {
   for (const TensorCopy::Piece& piece : copy.pieces) {
-    if (piece.global != nullptr) {
-      std::memcpy(piece.shared, piece.global, kTensorPieceBytes);
-    } else {
-      std::memset(piece.shared, 0, kTensorPieceBytes);
-    }
+    std::memset(piece.shared, 0, kTensorPieceBytes);
+    if (piece.bytes > 0) std::memcpy(piece.shared, piece.global, piece.bytes);
     tensor_copy_lands(piece.shared, barrier.index, copy.place);
   }
   memory_releases_copies(barrier.index);

@@ -15,7 +15,8 @@ constexpr int kMaxBarriers = 32;  // of a block
 struct TensorCopy {
   struct Piece {
     void* shared;
-    const void* global;  // null: zeros
+    const void* global;
+    size_t bytes;  // of `global`; then zeros
   };
   std::vector<Piece> pieces;
   Place place;

@@ -1,5 +1,6 @@
 #include "tensor_copy.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "mbarrier.h"
@@ -48,12 +49,12 @@ class Lines {
       const int swizzled = i ^ static_cast<int>(shared_address(to_) / kLineBytes % 8);
       const int64_t element = first + i * kPieceElements;
       const bool inside = from != nullptr && element >= 0 && element < elements;
-      if (inside && element + kPieceElements > elements) {
-        fail(place_, "tensor copy: channels that are no multiple of 8 are not modelled");
-      }
       const unsigned char* piece = inside ? from + element * kElementBytes : nullptr;
-      if (inside) check_uncounted(piece, kPieceBytes, Access::kRead, place_);
-      copy_.pieces.push_back({to_ + swizzled * kPieceBytes, piece});
+      const int64_t count = inside ? std::min<int64_t>(elements - element, kPieceElements) : 0;
+      for (int64_t j = 0; j < count; ++j) {
+        check_uncounted(piece + j * kElementBytes, kElementBytes, Access::kRead, place_);
+      }
+      copy_.pieces.push_back({to_ + swizzled * kPieceBytes, piece, static_cast<size_t>(count * kElementBytes)});
     }
     to_ += kLineBytes;
   }
