@@ -10,6 +10,16 @@ void HappensBefore::begin_block() {
   reads_used_ = 0;
 }
 
+void HappensBefore::pass_barrier() {
+  ++epoch_;
+  for (size_t i = 0; i < barriers_.size(); ++i) {
+    const size_t copies = kMaxThreads + i;
+    uint32_t known = 0;
+    for (int thread = 0; thread < kMaxThreads; ++thread) known = std::max(known, known_[thread][copies]);
+    for (int thread = 0; thread < kMaxThreads; ++thread) known_[thread][copies] = known;
+  }
+}
+
 void HappensBefore::merge(Clock& clock, const Clock& other) {
   for (size_t i = 0; i < clock.size(); ++i) clock[i] = std::max(clock[i], other[i]);
 }

@@ -7,8 +7,8 @@
 //
 // An mbarrier has such a clock too. An arrival makes a time, as a collective does, and adds what the thread knows; who
 // waits learns what the barrier knew when the phase ended. The copies that a barrier counts are an agent like a thread,
-// which knows nothing and which only those know about who have waited. In blocks without mbarriers no thread can know
-// about another warp, so there each keeps to its own.
+// which knows nothing and which only those know about who have waited, or have met one who had at a barrier. In blocks
+// without mbarriers no thread can know about another warp, so there each keeps to its own.
 #pragma once
 
 #include <cstdint>
@@ -48,7 +48,7 @@ constexpr int kCellBytes = 2;
 class HappensBefore {
  public:
   void begin_block();
-  void pass_barrier() { ++epoch_; }
+  void pass_barrier();
   void join_lanes(int warp, unsigned mask);
 
   // As memory.h says.
@@ -68,6 +68,7 @@ class HappensBefore {
   bool write_is_ordered(const Cell& cell, int thread) const {
     if (cell.write_epoch == 0) return true;
     if (cell.write_epoch < block_epoch_) return false;  // of another block, which runs beside this one on a GPU
+    if (cell.writer >= kMaxThreads) return knows(thread, cell.writer, cell.write_time);
     return cell.write_epoch < epoch_ || cell.writer == thread || knows(thread, cell.writer, cell.write_time);
   }
 

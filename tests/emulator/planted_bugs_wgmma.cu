@@ -74,6 +74,25 @@ __global__ void tensor_copy_never_waited(const __grid_constant__ TensorMap map, 
   write(y, 1);
 }
 
+/// A __syncthreads orders what threads do, and not a copy that none of them has waited for.
+template <bool kPlanted>
+__global__ void tensor_copy_before_barrier(const __grid_constant__ TensorMap map, float* y) {
+  CNNEXT_DYNAMIC_SHARED(unsigned char, shared);
+  CNNEXT_STATIC_SHARED(uint64_t, barrier, 1);
+  unsigned char* tile = first_tile(shared);
+  init_barrier(barrier, 1);
+  if (threadIdx.x == 0) {
+    mbarrier_arrive_expect(barrier, kTileBytes);
+    copy_tile(tile, map, barrier, 0, 0, 0);
+    if (!kPlanted) mbarrier_wait(barrier, 0);
+  }
+  __syncthreads();
+  const auto* elements = reinterpret_cast<const float*>(tile);
+  const float value = elements[threadIdx.x % kThreads];  // PLANTED tensor_copy_before_barrier
+  mbarrier_wait(barrier, 0);
+  write(y, value);
+}
+
 template <bool kPlanted>
 __global__ void misaligned_slot(const __grid_constant__ TensorMap map, float* y) {
   CNNEXT_DYNAMIC_SHARED(unsigned char, shared);
@@ -249,12 +268,19 @@ void run(bool planted, const float* x, float* y) {
 #define BUG(name) {#name, run<name<true>, name<false>>}
 
 std::vector<Bug> wgmma_bugs() {
-  return {BUG(tensor_copy_without_expect), BUG(tensor_copy_expects_too_much),
-          BUG(tensor_copy_never_waited),   BUG(misaligned_slot),
-          BUG(unfenced_mbarrier),          BUG(mbarrier_wrong_parity),
-          BUG(slot_overwritten),           BUG(product_sum_read_early),
-          BUG(product_never_waited),       BUG(product_without_fence),
-          BUG(product_factor_overwritten), BUG(products_of_warps_differ),
+  return {BUG(tensor_copy_without_expect),
+          BUG(tensor_copy_expects_too_much),
+          BUG(tensor_copy_never_waited),
+          BUG(tensor_copy_before_barrier),
+          BUG(misaligned_slot),
+          BUG(unfenced_mbarrier),
+          BUG(mbarrier_wrong_parity),
+          BUG(slot_overwritten),
+          BUG(product_sum_read_early),
+          BUG(product_never_waited),
+          BUG(product_without_fence),
+          BUG(product_factor_overwritten),
+          BUG(products_of_warps_differ),
           BUG(misaligned_factor)};
 }
 

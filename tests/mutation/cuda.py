@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COPIED = ("csrc", "tests", "cnnext", "pyproject.toml")
 TESTS = {
     "depthwise": ("tests/test_cuda_depthwise.py", "tests/test_cuda_depthwise_nhwc.py"),
-    "grouped": ("tests/test_cuda_grouped.py",),
+    "grouped": ("tests/test_cuda_grouped.py", "tests/test_cuda_wgmma.py"),
 }
 SHARED_BY_GROUPED = ("implicit_gemm", "layout_conversion")
 REQUIRED = 0.95

@@ -33,6 +33,9 @@ RULES: dict[str, tuple[tuple[str, str], ...]] = {
         (r"__syncwarp\(\);", ";"),
         (r"copy_async_wait<[^>]*>\(\);", ";"),
         (r"copy_async_commit\(\);", ";"),
+        (r"mbarrier_(wait|arrive)\([^;]*\);", ";"),
+        (r"wgmma_(fence|commit|wait<\d>)\(\);", ";"),
+        (r"fence_async_proxy\(\);", ";"),
     ),
     "index": (
         (r"(?<=[a-z]_strides)\.h\b", ".w"),
