@@ -110,12 +110,40 @@ def expect_forward(
     depth = w64[0].numel() + 1
     if activation is None:
         return Expected(value, rounding_bound(dtype, value, magnitude, depth))
-    accumulator = accumulation_dtype(dtype)
-    before = rounding_bound(dtype if rounded_sum else accumulator, value, magnitude, depth)
+    before = rounding_bound(dtype if rounded_sum else accumulation_dtype(dtype), value, magnitude, depth)
+    return _activated(dtype, value, before, activation)
+
+
+def expect_separable(
+    case: Case,
+    x: torch.Tensor,
+    depthwise: tuple[torch.Tensor, torch.Tensor | None, str | None],
+    pointwise: tuple[torch.Tensor, torch.Tensor | None, str | None],
+    residual: torch.Tensor | None = None,
+) -> Expected:
+    """The depthwise convolution of `case` and a 1x1 convolution in float64, each with filter, bias and activation.
+
+    The bound is for a result in x's dtype, computed from a middle that has been rounded to it.
+    """
+    middle = expect_forward(case, x, *depthwise)
+    w64, bias64, activation = upcast(pointwise[0]), upcast(pointwise[1]), pointwise[2]
+    value = F.conv2d(middle.value, w64, bias64)
+    magnitude = F.conv2d(middle.value.abs() + middle.bound, w64.abs(), None if bias64 is None else bias64.abs())
+    if residual is not None:
+        value, magnitude = value + upcast(residual), magnitude + upcast(residual).abs()
+    carried, depth = F.conv2d(middle.bound, w64.abs()), w64.shape[1] + 2
+    if activation is None:
+        return Expected(value, carried + rounding_bound(x.dtype, value, magnitude, depth))
+    before = carried + rounding_bound(accumulation_dtype(x.dtype), value, magnitude, depth)
+    return _activated(x.dtype, value, before, activation)
+
+
+def _activated(dtype: torch.dtype, value: torch.Tensor, before: torch.Tensor, activation: str) -> Expected:
+    """An activation of sums that are off by `before`, rounded to `dtype`."""
     result = activate(value, activation)
     bound = (
         _STEEPEST_SLOPE * before
-        + _ACTIVATION_ULPS * torch.finfo(accumulator).eps * (1 + result.abs())
+        + _ACTIVATION_ULPS * torch.finfo(accumulation_dtype(dtype)).eps * (1 + result.abs())
         + torch.finfo(dtype).eps / 2 * result.abs() * 1.02
         + torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
     )

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "../cuda/kernels.h"
+#include "../cuda/separable.h"
 #include "problem.h"
 
 namespace cnnext::bindings {
@@ -28,7 +29,8 @@ void check_cuda(cudaError_t error, const char* what) {
   STD_TORCH_CHECK(error == cudaSuccess, what, " failed: ", cudaGetErrorString(error));
 }
 
-void check_launch(const cuda::LaunchConfig& config) {
+template <class Config>
+void check_launch(const Config& config) {
   const cudaError_t error = cudaGetLastError();
   STD_TORCH_CHECK(error == cudaSuccess, "launch of a CUDA kernel failed: ", cudaGetErrorString(error), " (",
                   config.to_string(), ")");
@@ -55,6 +57,14 @@ const cuda::DeviceFacts& facts_of(int device) {
       facts[i].wgmma =
           attribute(cudaDevAttrComputeCapabilityMajor, i) == 9 && attribute(cudaDevAttrComputeCapabilityMinor, i) == 0;
 #endif
+      facts[i].registers_per_multiprocessor = attribute(cudaDevAttrMaxRegistersPerMultiprocessor, i);
+      facts[i].l2_bytes = attribute(cudaDevAttrL2CacheSize, i);
+      // In kHz and bits; a driver may not tell the clocks. Memory makes two transfers a clock, of which a copy gets
+      // about nine tenths.
+      if (const int clock = attribute(cudaDevAttrClockRate, i)) facts[i].clock_ghz = clock / 1e6;
+      const double transfers = 2.0 * attribute(cudaDevAttrMemoryClockRate, i);
+      const double peak = transfers * attribute(cudaDevAttrGlobalMemoryBusWidth, i) / 8 / 1e6;
+      if (peak > 0) facts[i].copy_gigabytes_per_second = 0.9 * peak;
     }
     return facts;
   }();
@@ -263,6 +273,76 @@ std::tuple<Tensor, Tensor> pointwise_conv2d_backward_weight(const Tensor& grad_o
                          channels_last);
 }
 
+// --- The depthwise-separable block of inference ---
+
+/// The largest power of two, at most 16, that divides all of these addresses.
+template <class... Pointers>
+int common_alignment(Pointers... pointers) {
+  const int rest = static_cast<int>((reinterpret_cast<std::uintptr_t>(pointers) | ...) & 15);
+  return rest == 0 ? 16 : rest & -rest;
+}
+
+const void* data_of(const std::optional<Tensor>& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
+
+/// `tensor` if it has these strides, else a copy that has them. They are those of a dense tensor in `layout`.
+Tensor with_strides_of(const Tensor& tensor, const Tensor& like, Layout layout) {
+  if (strides_of(tensor) == strides_of(like)) return tensor;
+  Tensor copy = empty_dense(sizes_of(tensor), layout, tensor);
+  torch::stable::copy_(copy, tensor);
+  return copy;
+}
+
+Tensor separable_conv2d(const Tensor& input, const Tensor& depthwise_weight,
+                        const std::optional<Tensor>& depthwise_bias, const Tensor& weight,
+                        const std::optional<Tensor>& bias, const std::optional<Tensor>& residual_argument,
+                        const std::optional<Tensor>&, int64_t stride_h, int64_t stride_w, int64_t padding_h,
+                        int64_t padding_w, int64_t dilation_h, int64_t dilation_w, int64_t depthwise_activation,
+                        int64_t activation) {
+  const DeviceGuard guard(input.get_device_index());
+  check_4d(input, "input");
+  cuda::SeparableProblem problem;
+  ConvParams& depthwise = problem.depthwise;
+  depthwise =
+      make_forward_params(Family::kDepthwise, input, sizes_of(input), depthwise_weight,
+                          check_geometry({{stride_h, stride_w}, {padding_h, padding_w}, {dilation_h, dilation_w}}),
+                          kDepthwiseGroups, depthwise_activation);
+  const ConvParams pointwise =
+      make_forward_params(Family::kPointwise, input, {depthwise.N, depthwise.K, depthwise.P, depthwise.Q}, weight,
+                          {{1, 1}, {0, 0}, {1, 1}}, 1, activation);
+  const bool channels_last = output_layout(input, depthwise_weight) == Layout::kNHWC ||
+                             suggested_layout(sizes_of(weight), strides_of(weight)) == Layout::kNHWC;
+  const Layout layout = channels_last ? Layout::kNHWC : Layout::kNCHW;
+  const Tensor x = with_unit_stride(input, layout);
+  const Tensor depthwise_w = as_contiguous(depthwise_weight), w = as_contiguous(weight);
+  const std::optional<Tensor> depthwise_b = make_bias(depthwise_bias, depthwise.K, input);
+  const std::optional<Tensor> b = make_bias(bias, pointwise.K, input);
+  const Tensor output = empty_dense({pointwise.N, pointwise.K, pointwise.P, pointwise.Q}, layout, input);
+  std::optional<Tensor> residual;
+  if (residual_argument.has_value()) {
+    check_residual(*residual_argument, output);
+    residual = with_strides_of(*residual_argument, output, layout);
+  }
+  if (depthwise.N == 0) return output;
+
+  depthwise.layout = layout;
+  depthwise.x_strides = kernel_strides(x, layout);
+  problem.outputs = pointwise.K, problem.y_strides = kernel_strides(output, layout);
+  problem.activation = pointwise.activation;
+  problem.has_residual = residual.has_value();
+  const cuda::SeparableOperands operands{
+      x.const_data_ptr(), depthwise_w.const_data_ptr(), data_of(depthwise_b), w.const_data_ptr(), data_of(b),
+      data_of(residual),  output.mutable_data_ptr()};
+  problem.alignment = common_alignment(operands.x, operands.depthwise_w, operands.depthwise_bias, operands.w,
+                                       operands.bias, operands.residual, operands.y);
+  problem.device = facts_of(input.get_device_index());
+  problem.allow_tf32 = depthwise.dtype == DType::kFloat32 && python_allows_tf32();
+  const cuda::SeparableConfig config = cuda::separable_configs(problem).front();
+  const Tensor workspace = make_workspace(cuda::separable_workspace_bytes(problem, config), input);
+  cuda::separable(problem, config, operands, workspace.mutable_data_ptr(), current_stream(input));
+  check_launch(config);
+  return output;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(cnnext, CUDA, m) {
@@ -275,6 +355,38 @@ STABLE_TORCH_LIBRARY_IMPL(cnnext, CUDA, m) {
   m.impl("pointwise_conv2d", TORCH_BOX(&pointwise_conv2d));
   m.impl("pointwise_conv2d_backward_input", TORCH_BOX(&pointwise_conv2d_backward_input));
   m.impl("pointwise_conv2d_backward_weight", TORCH_BOX(&pointwise_conv2d_backward_weight));
+  m.impl("separable_conv2d", TORCH_BOX(&separable_conv2d));
 }
 
 }  // namespace cnnext::bindings
+
+/// Says how a depthwise-separable block of float32, float16 or bfloat16 (by DType) would run on a device, and why, for
+/// cnnext.backends.explain. `values`: device; N, C, H, W; M, R, S; stride, padding and dilation as height, width; K;
+/// strides of the input (n, c, h, w); whether the block is channels_last; dtype; alignment of the operands; whether
+/// TF32 is allowed. Called through ctypes; valid until the thread's next call.
+extern "C" __attribute__((visibility("default"))) const char* cnnext_cuda_explain_separable(const int64_t* values) {
+  namespace cuda = cnnext::cuda;
+  thread_local std::string text;
+  const int64_t* v = values + 1;
+  cuda::SeparableProblem problem;
+  cnnext::ConvParams& p = problem.depthwise;
+  p.N = v[0], p.C = p.groups = v[1], p.H = v[2], p.W = v[3], p.K = v[4], p.R = v[5], p.S = v[6];
+  p.stride_h = v[7], p.stride_w = v[8], p.pad_h = v[9], p.pad_w = v[10], p.dilation_h = v[11], p.dilation_w = v[12];
+  p.P = (p.H + 2 * p.pad_h - p.dilation_h * (p.R - 1) - 1) / p.stride_h + 1;
+  p.Q = (p.W + 2 * p.pad_w - p.dilation_w * (p.S - 1) - 1) / p.stride_w + 1;
+  problem.outputs = v[13];
+  p.x_strides = {v[14], v[15], v[16], v[17]};
+  p.layout = v[18] != 0 ? cnnext::Layout::kNHWC : cnnext::Layout::kNCHW;
+  p.dtype = static_cast<cnnext::DType>(v[19]);
+  problem.alignment = static_cast<int>(v[20]), problem.allow_tf32 = v[21] != 0;
+  const int64_t k = problem.outputs;
+  problem.y_strides = p.layout == cnnext::Layout::kNHWC ? cnnext::Strides4{p.P * p.Q * k, 1, p.Q * k, k}
+                                                        : cnnext::Strides4{k * p.P * p.Q, p.P * p.Q, p.Q, 1};
+  try {
+    problem.device = cnnext::bindings::facts_of(static_cast<int>(values[0]));
+    text = cuda::explain_separable(problem);
+  } catch (const std::exception& error) {
+    text = error.what();
+  }
+  return text.c_str();
+}

@@ -26,6 +26,7 @@ const char* to_string(Kernel kernel) {
     case Kernel::kGroupedBackwardWeightGeneral: return "grouped_backward_weight_general";
     case Kernel::kGroupedBackwardWeightNhwc: return "grouped_backward_weight_nhwc";
     case Kernel::kGroupedBackwardWeightNarrowNhwc: return "grouped_backward_weight_narrow_nhwc";
+    case Kernel::kSeparableNhwc: return "separable_nhwc";
   }
   return "unknown";
 }
@@ -45,6 +46,7 @@ std::string LaunchConfig::to_string() const {
   field("tile_h", tile_h);
   field("tile_w", tile_w);
   field("vector", vector);
+  field("columns", columns);
   field("planes", planes);
   field("parts", parts);
   if (tf32) text += " tf32";

@@ -18,6 +18,10 @@ struct DeviceFacts {
   int shared_bytes_per_multiprocessor = 228 * 1024;
   int shared_bytes_per_block = 227 * 1024;
   bool wgmma = false;  // the device has it, and the kernels with it are compiled in
+  int registers_per_multiprocessor = 65536;
+  int64_t l2_bytes = int64_t{50} << 20;
+  double clock_ghz = 1.75;
+  double copy_gigabytes_per_second = 3000;  // of a copy, bytes read and written
 };
 
 /// One for each .cu file with kernels; `to_string` gives the file's name.
@@ -42,6 +46,7 @@ enum class Kernel {
   kGroupedBackwardWeightGeneral,
   kGroupedBackwardWeightNhwc,
   kGroupedBackwardWeightNarrowNhwc,
+  kSeparableNhwc,
 };
 
 const char* to_string(Kernel kernel);
@@ -54,6 +59,7 @@ struct LaunchConfig {
 
   // What the fields below mean is said in the kernel's file; 0 where it has no such choice.
   int tile_h = 0, tile_w = 0;  // outputs of a thread, or of a block
+  int columns = 0;             // output channels of a block, where tile_h and tile_w are of its pixels
   int vector = 0;              // elements of an access to global memory
   int planes = 0;              // (n, c) planes of a block
   int parts = 0;               // partial results that a second kernel adds up
