@@ -342,3 +342,19 @@ def make_call(op: str, *args: Any, **kwargs: Any) -> tuple[ConvCall, str | None]
     backend = values.pop("backend")
     values.setdefault("groups", 1)
     return _make_call(family, **values), backend
+
+
+def make_separable_call(*args: Any, **kwargs: Any) -> tuple[ConvCall, Tensor, Tensor | None, str | None]:
+    """What `separable_conv2d` makes of these arguments.
+
+    Returns:
+        The call of its depthwise half, filter and bias of the 1x1 half, and the backend that the arguments insist on.
+    """
+    bound = inspect.signature(separable_conv2d).bind(*args, **kwargs)
+    bound.apply_defaults()
+    v = bound.arguments
+    geometry = (v["stride"], v["padding"], v["dilation"])
+    call = _make_call(
+        "depthwise", v["input"], v["depthwise_weight"], v["depthwise_bias"], *geometry, 0, v["depthwise_activation"]
+    )
+    return call, v["pointwise_weight"], v["pointwise_bias"], v["backend"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import cnnext
-from cnnext import backends
+from cnnext import backends, functional
 from tests.cases import CASES, apply_op, random_operands
 
 NAMES = ("cuda", "triton", "cpu", "aten")
@@ -67,6 +67,39 @@ def test_explain_agrees_with_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
             cnnext.functional.depthwise_conv2d(x, w, backend=backend)
             lines = _lines(backends.explain("depthwise_conv2d", x, w, backend=backend))
             assert [name for name, verdict in lines.items() if verdict == "chosen"] == ran
+
+
+def test_explain_of_a_separable_block_says_how_many_kernels() -> None:
+    x, w = _operands()
+    pointwise = torch.ones(8, 4, 1, 1)
+    lines = _lines(backends.explain("separable_conv2d", x, w, pointwise, padding=1))
+    assert lines["cpu"].startswith("chosen; one kernel")
+    trained = pointwise.clone().requires_grad_()
+    assert "two calls, because a gradient" in backends.explain("separable_conv2d", x, w, trained, padding=1)
+    lines = _lines(backends.explain("separable_conv2d", x, w, pointwise, backend="aten"))
+    assert lines["aten"] == "chosen; two calls, because it has no kernel for the block"
+    assert lines["cpu"].startswith("not asked")
+
+
+def test_triton_explains_which_separable_blocks_it_fuses() -> None:
+    x, w = _operands()
+    call, *_ = functional.make_separable_call(x, w, torch.ones(8, 4, 1, 1))
+    assert backends.triton.explain_separable(call, torch.ones(256, 4, 1, 1)).startswith("one kernel")
+    assert backends.triton.explain_separable(call, torch.ones(257, 4, 1, 1)).startswith("two kernels")
+
+
+def test_cuda_is_asked_about_a_separable_block_in_the_order_of_its_interface() -> None:
+    """`cnnext_cuda_explain_separable` takes numbers alone, and no GPU is here to answer."""
+    x = torch.ones(2, 8, 6, 5, dtype=torch.float16).to(memory_format=torch.channels_last)
+    w, pointwise = torch.ones(8, 1, 3, 5, dtype=torch.float16), torch.ones(16, 8, 1, 1, dtype=torch.float16)
+    call, *_ = functional.make_separable_call(x, w, pointwise, stride=(2, 1), padding=(1, 2), dilation=(3, 1))
+    values = list(backends.cuda._separable_values(call, pointwise, 7))
+    geometry = [2, 1, 1, 2, 3, 1]
+    assert values[:-1] == [7, 2, 8, 6, 5, 8, 3, 5, *geometry, 16, 240, 1, 40, 8, 1, 2, 16]
+    # An input that the kernels would copy is described as the copy.
+    turned = torch.ones(2, 8, 6, 5, dtype=torch.float16).transpose(2, 3)
+    call, *_ = functional.make_separable_call(turned, w, pointwise)
+    assert list(backends.cuda._separable_values(call, pointwise, 0))[15:20] == [240, 30, 6, 1, 0]
 
 
 def test_explain_of_an_unknown_op() -> None:

@@ -32,6 +32,7 @@ from torch import Tensor
 from cnnext import _extension
 from cnnext.backends import aten, cost_model, cpu, cuda, measured, triton
 from cnnext.backends.call import Backend, ConvCall
+from cnnext.backends.operators import needs_gradient
 
 __all__ = ["BackendError", "available", "chosen", "empty_cpu_pool", "explain", "forget_measurements", "use"]
 
@@ -185,15 +186,16 @@ def explain(op: str, *args: Any, **kwargs: Any) -> str:
     """Says which backend runs a call, and why the others do not. While `benchmark` is set, it measures what it has to.
 
     Args:
-        op: "depthwise_conv2d", "grouped_conv2d" or "pointwise_conv2d".
+        op: "depthwise_conv2d", "grouped_conv2d", "pointwise_conv2d", or "separable_conv2d".
         *args: the arguments of the function of that name in cnnext.functional.
         **kwargs: likewise.
 
     Returns:
-        One line a backend, in the order in which they are tried.
+        One line a backend, in the order in which they are tried. That of the chosen one says of a separable block
+        whether it runs in one kernel or in two, and why.
 
     Raises:
-        ValueError: `op` is not one of the three.
+        ValueError: `op` is not one of the four.
 
     >>> import torch
     >>> print(explain("pointwise_conv2d", torch.zeros(1, 8, 4, 4, dtype=torch.int64), torch.zeros(8, 8, 1, 1)))
@@ -203,14 +205,37 @@ def explain(op: str, *args: Any, **kwargs: Any) -> str:
     cpu: ...
     aten: chosen
     """
+    if op == "separable_conv2d":
+        return _explain_separable(*args, **kwargs)
     call, name = _make_call(op, *args, **kwargs)
+    return "\n".join(f"{backend}: {verdict}" for backend, verdict in _verdicts(call, name).items())
+
+
+def _explain_separable(*args: Any, **kwargs: Any) -> str:
+    from cnnext import functional  # which imports this module
+
+    call, weight, bias, name = functional.make_separable_call(*args, **kwargs)
+    verdicts = _verdicts(call, name)
+    runs = choose(call, name)
+    if not hasattr(runs, "run_separable"):
+        how = "two calls, because it has no kernel for the block"
+    elif needs_gradient(call.input, call.weight, call.bias, weight, bias):
+        how = "two calls, because a gradient will be needed"
+    else:
+        how = runs.explain_separable(call, weight)
+    verdicts[runs.name] += f"; {how}"
+    return "\n".join(f"{backend}: {verdict}" for backend, verdict in verdicts.items())
+
+
+def _verdicts(call: ConvCall, name: str | None) -> dict[str, str]:
+    """What `explain` says of each backend, by its name."""
     wanted = _in_use if name is None else _lookup(name)
     times = _measured_times(call, name)
     if times is None and wanted is None:
         runs, rule = _unmeasured(call), None
         if runs.name == "aten" and call.input.is_cpu and _BACKENDS["cpu"].refuses(call) is None:
             rule = cost_model.prefers_aten(call)
-    lines = []
+    verdicts = {}
     for backend in _BACKENDS.values():
         reason = backend.unavailable() or backend.refuses(call)
         if wanted is not None and backend is not wanted:
@@ -227,8 +252,8 @@ def explain(op: str, *args: Any, **kwargs: Any) -> str:
             verdict = "chosen" if rule is None else f"chosen by the cost model: {rule}"
         else:
             verdict = f"could run this, but {'an earlier one' if rule is None else runs.name} is chosen"
-        lines.append(f"{backend.name}: {verdict}")
-    return "\n".join(lines)
+        verdicts[backend.name] = verdict
+    return verdicts
 
 
 def _make_call(op: str, *args: Any, **kwargs: Any) -> tuple[ConvCall, str | None]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from cnnext import _extension, inference_ops, ops
+from cnnext import _extension, ops
 from cnnext.backends import operators
 from cnnext.backends.call import ConvCall
 
 name = "cpu"
 families = ops.FAMILIES
 run = operators.run
+run_separable = operators.run_separable
 
 
 def unavailable() -> str | None:
@@ -23,19 +24,6 @@ def refuses(call: ConvCall) -> str | None:
     return operators.refuses(call)
 
 
-def run_separable(
-    call: ConvCall, pointwise_weight: Tensor, pointwise_bias: Tensor | None, activation: int
-) -> Tensor | None:
-    """The depthwise convolution of `call`, then a 1x1 convolution and `activation`, in one operator.
-
-    Returns:
-        None where a gradient is needed; then the two run one after the other.
-    """
-    _, input, weight, bias, stride, padding, dilation, _, depthwise_activation = call
-    if operators.needs_gradient(input, weight, bias, pointwise_weight, pointwise_bias):
-        return None
-    geometry = (pair[axis] for pair in (stride, padding, dilation) for axis in (0, -1))
-    return inference_ops.SEPARABLE_CONV2D(
-        *(input, weight, bias, pointwise_weight, pointwise_bias, None, None, *geometry),
-        *(depthwise_activation, activation),
-    )
+def explain_separable(call: ConvCall, pointwise_weight: Tensor) -> str:
+    """How the block of `call` and a 1x1 convolution runs, and why."""
+    return "one kernel, in which the middle stays in cache"

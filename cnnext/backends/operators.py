@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from cnnext import ops
+from cnnext import inference_ops, ops
 from cnnext.backends.call import KERNEL_DTYPES, ConvCall
 
 
@@ -52,3 +52,21 @@ def run(call: ConvCall, families: Mapping[str, ops.Family] = ops.FAMILIES) -> Te
     else:
         output = operator(input, weight, bias, stride, padding, dilation, fused)
     return output if fused == activation else ops.apply_activation(output, activation)
+
+
+def run_separable(
+    call: ConvCall, pointwise_weight: Tensor, pointwise_bias: Tensor | None, activation: int
+) -> Tensor | None:
+    """The depthwise convolution of `call`, then a 1x1 convolution and `activation`, in one operator.
+
+    Returns:
+        None where a gradient is needed; then the two run one after the other.
+    """
+    _, input, weight, bias, stride, padding, dilation, _, depthwise_activation = call
+    if needs_gradient(input, weight, bias, pointwise_weight, pointwise_bias):
+        return None
+    geometry = (pair[axis] for pair in (stride, padding, dilation) for axis in (0, -1))
+    return inference_ops.SEPARABLE_CONV2D(
+        *(input, weight, bias, pointwise_weight, pointwise_bias, None, None, *geometry),
+        *(depthwise_activation, activation),
+    )

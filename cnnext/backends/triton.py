@@ -79,6 +79,18 @@ def run(call: ConvCall) -> Tensor:
     return operators.run(call, triton_operators.FAMILIES)
 
 
+def _fuses(pointwise_weight: Tensor) -> bool:
+    return pointwise_weight.shape[0] <= _MOST_FUSED_OUTPUTS
+
+
+def explain_separable(call: ConvCall, pointwise_weight: Tensor) -> str:
+    """How the block of `call` and a 1x1 convolution runs, and why."""
+    outputs = pointwise_weight.shape[0]
+    if _fuses(pointwise_weight):
+        return f"one kernel: of {_MOST_FUSED_OUTPUTS} outputs at most, {outputs}"
+    return f"two kernels: {outputs} outputs, for more than {_MOST_FUSED_OUTPUTS} the middle is made too often"
+
+
 def run_separable(
     call: ConvCall, pointwise_weight: Tensor, pointwise_bias: Tensor | None, activation: int
 ) -> Tensor | None:
@@ -93,7 +105,7 @@ def run_separable(
         return None
     if any(t is not None and (t.dtype != input.dtype or t.device != input.device) for t in operands):
         return None
-    if pointwise_weight.shape[1:] != (weight.shape[0], 1, 1) or pointwise_weight.shape[0] > _MOST_FUSED_OUTPUTS:
+    if pointwise_weight.shape[1:] != (weight.shape[0], 1, 1) or not _fuses(pointwise_weight):
         return None
     return triton_operators.separable_conv2d(
         input,

@@ -15,7 +15,8 @@ int64_t middle_bytes(const ConvParams& p) { return ceil_div(p.N * p.K * p.P * p.
 
 /// Whether the kernel of the 1x1 half can add the residual: it does where it reads and writes the tensors as they lie.
 bool adds_residual(const LaunchConfig& pointwise) {
-  return pointwise.kernel == Kernel::kGroupedForwardNhwc && !pointwise.converts && pointwise.padded_channels == 0;
+  return pointwise.kernel == Kernel::kGroupedForwardNhwc && !pointwise.converts && pointwise.padded_channels == 0 &&
+         pointwise.parts == 0;
 }
 
 }  // namespace
