@@ -115,6 +115,46 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Block:
+    """A depthwise-separable block, channels_last: a depthwise convolution without multiplier, and a 1x1 convolution.
+
+    Both have biases and relu6; float32 may be rounded to TF32.
+    """
+
+    depthwise: Call
+    #: Channels of the output.
+    outputs: int
+
+    @property
+    def dtype(self) -> str:
+        """Of all operands."""
+        return self.depthwise.dtype
+
+    @property
+    def input_bytes(self) -> int:
+        """Of the input."""
+        d = self.depthwise
+        return d.N * d.C * d.H * d.W * DTYPES[d.dtype]
+
+    @property
+    def middle_bytes(self) -> int:
+        """Of the tensor between the convolutions."""
+        return self.depthwise.outputs * DTYPES[self.dtype]
+
+    @property
+    def output_bytes(self) -> int:
+        """Of the output and the 1x1 filter."""
+        d = self.depthwise
+        return (d.N * d.P * d.Q + d.C) * self.outputs * DTYPES[self.dtype]
+
+    @property
+    def name(self) -> str:
+        """Such as ``3x3 s2 64 -> 128 112x112``."""
+        head, size = self.depthwise.name.rsplit(" ", 1)
+        return f"{head} -> {self.outputs} {size}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """A launch config and its launches."""
 
@@ -174,6 +214,8 @@ def _library() -> tuple[ctypes.CDLL, dict[int, str]]:
     loaded = ctypes.CDLL(str(library), mode=0x1)  # RTLD_LAZY
     loaded.cnnext_record.restype = ctypes.c_char_p
     loaded.cnnext_record.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_int64), ctypes.c_int]
+    loaded.cnnext_record_separable.restype = ctypes.c_char_p
+    loaded.cnnext_record_separable.argtypes = [ctypes.POINTER(ctypes.c_int64), ctypes.c_int]
     return loaded, names
 
 
@@ -185,15 +227,38 @@ def plan(call: Call, architecture: Architecture, choice: int = 0) -> Plan | None
         RuntimeError: g++ failed.
     """
     library, names = _library()
+    values = _problem(call, architecture)
+    number = OPS.index(call.op) + (0 if call.is_depthwise else len(OPS))
+    return _parse(library.cnnext_record(number, (ctypes.c_int64 * len(values))(*values), choice), names)
+
+
+def plan_separable(block: Block, architecture: Architecture, choice: int = 0) -> Plan | None:
+    """Return what a block launches with the planner's config number `choice`; None if there are not so many.
+
+    Raises:
+        ToolMissingError: CUDA's headers are not installed.
+        RuntimeError: g++ failed.
+    """
+    library, names = _library()
+    values = _problem(block.depthwise, architecture)
+    values += [block.outputs, block.dtype == "float32", architecture.l2_bytes]
+    values += [round(architecture.clock_ghz * 1e3), round(architecture.copy_bandwidth / 1e9)]
+    return _parse(library.cnnext_record_separable((ctypes.c_int64 * len(values))(*values), choice), names)
+
+
+def _problem(call: Call, architecture: Architecture) -> list[int]:
+    """A convolution on a device, as the recorder takes it."""
     k = call.output_channels
     values = [call.N, call.C, call.H, call.W, k, call.R, call.S, call.P, call.Q, call.groups or call.C]
     values += [*call.stride, *call.padding, 1, 1]
     values += [*_strides(call.layout, call.C, call.H, call.W), *_strides(call.layout, k, call.P, call.Q)]
     values += [LAYOUTS.index(call.layout), list(DTYPES).index(call.dtype)]
     values += [architecture.multiprocessors, architecture.max_warps * WARP]
-    values += [architecture.shared_bytes, architecture.shared_bytes_per_block]
-    number = OPS.index(call.op) + (0 if call.is_depthwise else len(OPS))
-    text = library.cnnext_record(number, (ctypes.c_int64 * len(values))(*values), choice).decode()
+    return [*values, architecture.shared_bytes, architecture.shared_bytes_per_block]
+
+
+def _parse(said: bytes, names: dict[int, str]) -> Plan | None:
+    text = said.decode()
     if not text:
         return None
     config, *lines = text.splitlines()

@@ -26,6 +26,7 @@ class Architecture:
     copy_bandwidth: float
     #: Bytes a second between the L2 cache and all multiprocessors.
     l2_bandwidth: float
+    l2_bytes: int
 
     # --- what a multiprocessor holds ---
     max_warps: int
@@ -91,6 +92,7 @@ ARCHITECTURES = {
         clock_ghz=1.41,
         copy_bandwidth=1.70e12,
         l2_bandwidth=4.0e12,
+        l2_bytes=40 << 20,
         max_warps=64,
         max_blocks=32,
         shared_bytes=164 * 1024,
@@ -106,6 +108,7 @@ ARCHITECTURES = {
         clock_ghz=1.75,
         copy_bandwidth=3.0e12,
         l2_bandwidth=5.5e12,
+        l2_bytes=50 << 20,
         max_warps=64,
         max_blocks=32,
         shared_bytes=228 * 1024,
@@ -120,6 +123,7 @@ ARCHITECTURES = {
         clock_ghz=1.85,
         copy_bandwidth=6.8e12,
         l2_bandwidth=10.0e12,
+        l2_bytes=126 << 20,
         max_warps=64,
         max_blocks=32,
         shared_bytes=228 * 1024,
@@ -136,6 +140,7 @@ ARCHITECTURES = {
         clock_ghz=2.40,
         copy_bandwidth=1.55e12,
         l2_bandwidth=6.0e12,
+        l2_bytes=96 << 20,
         max_warps=48,
         max_blocks=24,
         shared_bytes=100 * 1024,

@@ -217,12 +217,13 @@ def _explain_separable(*args: Any, **kwargs: Any) -> str:
     call, weight, bias, name = functional.make_separable_call(*args, **kwargs)
     verdicts = _verdicts(call, name)
     runs = choose(call, name)
-    if not hasattr(runs, "run_separable"):
+    explain_block = getattr(runs, "explain_separable", None)
+    if explain_block is None:
         how = "two calls, because it has no kernel for the block"
     elif needs_gradient(call.input, call.weight, call.bias, weight, bias):
         how = "two calls, because a gradient will be needed"
     else:
-        how = runs.explain_separable(call, weight)
+        how = explain_block(call, weight)
     verdicts[runs.name] += f"; {how}"
     return "\n".join(f"{backend}: {verdict}" for backend, verdict in verdicts.items())
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from cnnext import backends, functional, inference_ops, ops
+from cnnext import _extension, backends, functional, inference_ops, ops
 from cnnext.backends.call import KERNEL_DTYPES
 from cnnext.backends.operators import needs_gradient
 
@@ -72,9 +72,15 @@ class _Fused(nn.Module):
     def _output_size(self, input: Tensor) -> list[int]:
         raise NotImplementedError
 
+    def _has_kernel(self, input: Tensor) -> bool:
+        """Whether the fused operator is more than plain convolutions on the device of the input."""
+        return input.is_cpu
+
     def _takes_operator(self, input: Tensor, weight: Tensor, residual: Tensor | None) -> bool:
         """Whether the fused operator computes this call; else the plain convolutions do, which take any call."""
-        if not input.is_cpu or input.dim() != 4 or input.dtype not in KERNEL_DTYPES or backends.is_forced(None):
+        if not self._has_kernel(input) or input.dim() != 4 or input.dtype not in KERNEL_DTYPES:
+            return False
+        if backends.is_forced(None):
             return False
         if residual is None:
             return not needs_gradient(input, weight)
@@ -82,7 +88,7 @@ class _Fused(nn.Module):
             isinstance(residual, Tensor)
             and not needs_gradient(input, weight, residual)
             and residual.dtype == input.dtype
-            and residual.is_cpu
+            and residual.device == input.device
             and list(residual.shape) == self._output_size(input)
         )
 
@@ -255,8 +261,11 @@ class FusedSeparableConv2d(_Fused):
         lengths = _lengths(input.shape[2:], kernel, self.stride, self.padding, self.dilation)
         return [input.shape[0], self.weight.shape[0], *lengths]
 
+    def _has_kernel(self, input: Tensor) -> bool:
+        return input.is_cpu or (input.is_cuda and _extension.cuda.loaded)
+
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Runs on the fused operator on a CPU, and on `cnnext.functional` elsewhere or where a gradient is needed."""
+        """Runs on the operator where there is a kernel for it, and on `cnnext.functional` elsewhere or for gradients."""
         parameters = self._parameters
         weight = cast(Tensor, parameters["weight"])
         if self._takes_operator(input, weight, residual):

@@ -86,35 +86,33 @@ constexpr int kSeparableChannels = 4;
 
 /// The input pixels under a tile of outputs, and how a block's shared memory is laid out. A line of 128 bytes holds a
 /// slice of the channels of one pixel.
+///
+/// A stage holds a slice of everything: the two tiles of the product, A and B, the halo, and the depthwise filter with
+/// its bias, as floats.
 struct SeparableLayout {
-  int halo_h, halo_w;           // pixels
-  int row_pitch;                // bytes from row to row of the halo
-  int halo_w_reciprocal;        // times 2^16, rounded up: divides the pixels of one copy of all threads exactly
-  int step_rows, step_columns;  // of the halo, from one copy of all threads to the next
-  int halo_bytes;               // one slice of it
-  int weights_bytes;            // depthwise filter and bias of a slice, as floats
-  int a_bytes, b_bytes;
-  int buffers;  // of each: two where there is more than one slice
+  int halo_h, halo_w;  // pixels
+  int row_pitch;       // bytes from row to row of the halo
+  int halo_bytes;
+  int stage_bytes, stages;  // two where there is more than one slice
   int shared_bytes;
 };
 
-constexpr SeparableLayout separable_layout(int tile_h, int tile_w, int columns, int threads, int filter, int stride,
+constexpr SeparableLayout separable_layout(int tile_h, int tile_w, int columns, int filter, int stride,
                                            int64_t channels, int element_bytes) {
   constexpr int kLine = 128;
+  const auto whole_lines = [](int bytes) { return (bytes + kLine - 1) / kLine * kLine; };
+  const int slice = kLine / element_bytes;
   SeparableLayout layout{};
   layout.halo_h = (tile_h - 1) * stride + filter, layout.halo_w = (tile_w - 1) * stride + filter;
   // NOTE: with half a line of channels, the lanes of an access meet two rows of outputs, `stride` rows of the halo
   // apart; the padding puts these half a line of banks apart.
   layout.row_pitch = layout.halo_w * kLine + kLine / 2 / stride;
-  layout.halo_w_reciprocal = ((1 << 16) + layout.halo_w - 1) / layout.halo_w;
-  layout.step_rows = threads / 8 / layout.halo_w, layout.step_columns = threads / 8 % layout.halo_w;
-  layout.halo_bytes = (layout.halo_h * layout.row_pitch + kLine - 1) / kLine * kLine;
-  const int slice = kLine / element_bytes;
-  layout.weights_bytes = (filter * filter + 1) * (slice + 4) * 4;
-  layout.a_bytes = tile_h * tile_w * kLine, layout.b_bytes = columns * kLine;
-  layout.buffers = channels > slice ? 2 : 1;
-  const int stages = layout.buffers * (layout.a_bytes + layout.b_bytes + layout.halo_bytes + layout.weights_bytes);
+  layout.halo_bytes = whole_lines(layout.halo_h * layout.row_pitch);
+  layout.stage_bytes =
+      (tile_h * tile_w + columns) * kLine + layout.halo_bytes + whole_lines((filter * filter + 1) * (slice + 4) * 4);
+  layout.stages = channels > slice ? 2 : 1;
   const int result = tile_h * tile_w * (columns + 8) * 4;  // GemmTile::kResultBytes
+  const int stages = layout.stages * layout.stage_bytes;
   layout.shared_bytes = stages > result ? stages : result;
   return layout;
 }

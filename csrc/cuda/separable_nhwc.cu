@@ -43,13 +43,23 @@ SeparableShape make_shape(const ConvParams& p, const LaunchConfig& config, const
   const auto narrow = [](int64_t value) { return static_cast<int>(value); };
   SeparableShape shape{};
   shape.x = operands.x, shape.w = operands.depthwise_w, shape.bias = operands.depthwise_bias;
-  shape.x_n = p.x_strides.n, shape.x_h = p.x_strides.h, shape.x_w = p.x_strides.w;
+  const int element = size_of(p.dtype);
+  shape.x_n = p.x_strides.n;
+  shape.x_h = narrow(p.x_strides.h * element), shape.x_w = narrow(p.x_strides.w * element);
   shape.H = narrow(p.H), shape.W = narrow(p.W), shape.P = narrow(p.P), shape.Q = narrow(p.Q);
   shape.pad_h = narrow(p.pad_h), shape.pad_w = narrow(p.pad_w);
   shape.tile_h = config.tile_h, shape.tile_w = config.tile_w, shape.tile_h_log2 = log2_of(config.tile_h);
   shape.tiles_h = narrow(ceil_div(p.P, config.tile_h)), shape.tiles_w = narrow(ceil_div(p.Q, config.tile_w));
-  shape.layout = separable_layout(config.tile_h, config.tile_w, config.columns, config.block[0], narrow(p.R),
-                                  narrow(p.stride_h), p.C, size_of(p.dtype));
+  const SeparableLayout layout = separable_layout(config.tile_h, config.tile_w, config.columns, narrow(p.R),
+                                                  narrow(p.stride_h), p.C, size_of(p.dtype));
+  shape.layout = layout;
+  const int pixels = config.block[0] / kLinePieces;
+  shape.step_h = pixels / layout.halo_w, shape.step_w = pixels % layout.halo_w;
+  shape.step_x = shape.step_h * shape.x_h + shape.step_w * shape.x_w;
+  shape.step_halo = shape.step_h * layout.row_pitch + shape.step_w * kLineBytes;
+  shape.wrap_x = shape.x_h - layout.halo_w * shape.x_w;
+  shape.wrap_halo = layout.row_pitch - layout.halo_w * kLineBytes;
+  shape.halo_w_reciprocal = ((1 << 16) + layout.halo_w - 1) / layout.halo_w;
   shape.activation = p.activation;
   return shape;
 }

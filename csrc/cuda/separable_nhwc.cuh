@@ -30,27 +30,32 @@
 
 namespace cnnext::cuda {
 
-/// The depthwise half as the kernel sees it. Strides in elements.
+/// The depthwise half as the kernel sees it. Strides in elements, but within an image offsets are in bytes, of 32 bits.
 struct SeparableShape {
   const void* x;
   const void* w;     // [C][kFilter][kFilter]
   const void* bias;  // [C], or null
-  int64_t x_n, x_h, x_w;
+  int64_t x_n;
+  int x_h, x_w;  // bytes
   int H, W, P, Q;
   int pad_h, pad_w;
   int tile_h, tile_w;
   int tile_h_log2;
   int tiles_h, tiles_w;
   SeparableLayout layout;
+  // From one copy of all threads to the next: halo pixels, bytes of x, bytes of the halo; and what the last two are
+  // more when a row has ended.
+  int step_h, step_w, step_x, step_halo, wrap_x, wrap_halo;
+  int halo_w_reciprocal;  // times 2^16, rounded up: divides the pixels of one copy of all threads exactly
   Activation activation;
 };
 
 /// threadIdx.x. What is computed from it is computed where it is used, instead of kept in registers through the
 /// product.
-__device__ __forceinline__ int thread_index() {
+__device__ __forceinline__ unsigned thread_index() {
   unsigned thread = threadIdx.x;
   forget_origin(thread);
-  return static_cast<int>(thread);
+  return thread;
 }
 
 /// Filter and bias of a slice on their way to shared memory, through registers: they are turned to floats and
@@ -59,33 +64,35 @@ template <class T, int kFilter, int kThreads>
 struct SeparableWeights {
   static constexpr int kTaps = kFilter * kFilter;
   static constexpr int kPitch = kLine<T> + 4;  // what lanes write together lies in different banks
-  static constexpr int kCount = kLine<T> * (kTaps + 1);
+  static constexpr int kOfFilter = kLine<T> * kTaps, kCount = kOfFilter + kLine<T>;
   static constexpr int kLoads = (kCount + kThreads - 1) / kThreads;
   T values[kLoads];
 
-  /// Of the channels from `first` on.
+  /// Of the channels from `first` on; zeros after the last channel.
   __device__ __forceinline__ void read(const SeparableShape& shape, int first, int channels) {
-    const T* w = static_cast<const T*>(shape.w) + static_cast<int64_t>(first) * kTaps;
-    const T* bias = static_cast<const T*>(shape.bias);
-    const int there = min(channels - first, kLine<T>), thread = thread_index();
+    const T* const filter = static_cast<const T*>(shape.w) + static_cast<int64_t>(first) * kTaps;
+    const T* const bias = static_cast<const T*>(shape.bias) + first;
+    const int there = min(channels - first, kLine<T>);
+    const unsigned thread = thread_index();
+    const int biases = shape.bias == nullptr ? 0 : there;
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      const int index = thread + i * kThreads;
+      const unsigned index = thread + i * kThreads;
+      const bool of_filter = (i + 1) * kThreads <= kOfFilter || index < kOfFilter;
+      const T* const from = of_filter ? filter + index : bias + (index - kOfFilter);
       round_to(values[i], 0.0f);
-      if (index < there * kTaps) values[i] = w[index];
-      const int channel = index - kLine<T> * kTaps;
-      if (channel >= 0 && channel < there && bias != nullptr) values[i] = bias[first + channel];
+      if (index < static_cast<unsigned>(of_filter ? there * kTaps : kOfFilter + biases)) values[i] = *from;
     }
   }
 
   __device__ __forceinline__ void write(float* to) const {
-    const int thread = thread_index();
+    const unsigned thread = thread_index();
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
-      const int index = thread + i * kThreads;
-      const int channel = index - kLine<T> * kTaps;
-      const int place = channel >= 0 ? kTaps * kPitch + channel : index % kTaps * kPitch + index / kTaps;
-      if (index < kCount) to[place] = to_accumulator(values[i]);
+      const unsigned index = thread + i * kThreads;
+      const bool of_filter = (i + 1) * kThreads <= kOfFilter || index < kOfFilter;
+      const int place = of_filter ? index % kTaps * kPitch + index / kTaps : kTaps * kPitch + (index - kOfFilter);
+      if ((i + 1) * kThreads <= kCount || index < kCount) to[place] = to_accumulator(values[i]);
     }
   }
 };
@@ -93,32 +100,35 @@ struct SeparableWeights {
 /// Copies slices of the halo: kThreads pieces of 16 bytes at a time, 8 to a pixel.
 template <class T, int kThreads>
 struct HaloLoader {
-  const T* image;
-  int first_h, first_w;  // of the halo, which may lie outside the image
+  const unsigned char* corner;  // of the halo; it may lie outside the image
+  int first_h, first_w;         // its position
 
   __device__ __forceinline__ HaloLoader(const SeparableShape& shape, int n, int first_p, int first_q, int stride)
-      : image(static_cast<const T*>(shape.x) + n * shape.x_n),
-        first_h(first_p * stride - shape.pad_h),
-        first_w(first_q * stride - shape.pad_w) {}
+      : first_h(first_p * stride - shape.pad_h), first_w(first_q * stride - shape.pad_w) {
+    const int64_t image = n * shape.x_n;
+    corner = reinterpret_cast<const unsigned char*>(static_cast<const T*>(shape.x) + image) +
+             (first_h * shape.x_h + first_w * shape.x_w);
+  }
 
   /// Copies the channels from `first` on; zeros outside the image and after the last channel.
   __device__ __forceinline__ void copy(const SeparableShape& shape, unsigned char* halo, int first,
                                        int channels) const {
-    const int halo_w = shape.layout.halo_w;
-    const int thread = thread_index();
+    const unsigned thread = thread_index();
     const int piece = thread % kLinePieces, pixel = thread / kLinePieces;
+    const int row = pixel * shape.halo_w_reciprocal >> 16, column = pixel - row * shape.layout.halo_w;
     const int channel = first + piece * kVector<T>;
     const bool exists = channel < channels;
-    int row = pixel * shape.layout.halo_w_reciprocal >> 16, column = pixel - row * halo_w;
+    int h = first_h + row, w = first_w + column;
+    int offset = row * shape.x_h + column * shape.x_w + channel * static_cast<int>(sizeof(T));
+    unsigned char* to = halo + row * shape.layout.row_pitch + column * kLineBytes + piece * 16;
+    const int end_h = first_h + shape.layout.halo_h, end_w = first_w + shape.layout.halo_w;
 #pragma unroll 1
-    while (row < shape.layout.halo_h) {
-      const int h = first_h + row, w = first_w + column;
+    while (h < end_h) {
       const bool inside = static_cast<unsigned>(h) < static_cast<unsigned>(shape.H) &&
                           static_cast<unsigned>(w) < static_cast<unsigned>(shape.W);
-      copy_async<16>(halo + row * shape.layout.row_pitch + column * kLineBytes + piece * 16,
-                     image + h * shape.x_h + w * shape.x_w + channel, inside && exists);
-      row += shape.layout.step_rows, column += shape.layout.step_columns;
-      if (column >= halo_w) column -= halo_w, ++row;
+      copy_async<16>(to, corner + offset, inside && exists);
+      h += shape.step_h, w += shape.step_w, offset += shape.step_x, to += shape.step_halo;
+      if (w >= end_w) w -= shape.layout.halo_w, ++h, offset += shape.wrap_x, to += shape.wrap_halo;
     }
   }
 };
@@ -191,8 +201,8 @@ __device__ __forceinline__ void depthwise_slice(const SeparableShape& shape, con
 template <class T, class Math, class Tile, int kFilter, int kStride, int kMinBlocks>
 __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks)
     separable_nhwc_kernel(SeparableShape shape, GemmOperands op) {
-  const int column_tiles = (op.columns + Tile::kN - 1) / Tile::kN;
-  int64_t index = blockIdx.x;
+  const unsigned column_tiles = (op.columns + Tile::kN - 1) / Tile::kN;
+  unsigned index = blockIdx.x;
   const int first_n = static_cast<int>(index % column_tiles) * Tile::kN;
   index /= column_tiles;
   const int first_q = static_cast<int>(index % shape.tiles_w) * shape.tile_w;
@@ -201,25 +211,21 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks)
   const int n = static_cast<int>(index / shape.tiles_h);
 
   CNNEXT_DYNAMIC_SHARED(unsigned char, shared);
-  const int buffers = shape.layout.buffers, odd = buffers - 1;  // buffer of slice i: i & odd
-  unsigned char* const a = shared;
-  unsigned char* const b = a + buffers * Tile::kABytes;
-  unsigned char* const halo = b + buffers * Tile::kBBytes;
-  unsigned char* const filters = halo + buffers * shape.layout.halo_bytes;
+  constexpr int kHalo = Tile::kABytes + Tile::kBBytes;  // its place in a stage
+  const int odd = shape.layout.stages - 1;
+  const auto stage_of = [&](int slice) { return shared + (slice & odd) * shape.layout.stage_bytes; };
   const auto weights_of = [&](int slice) {
-    return reinterpret_cast<float*>(filters + (slice & odd) * shape.layout.weights_bytes);
+    return reinterpret_cast<float*>(stage_of(slice) + kHalo + shape.layout.halo_bytes);
   };
 
   const int slices = (op.depth + kLine<T> - 1) / kLine<T>, all_pieces = op.depth / kVector<T>;
-  HaloLoader<T, Tile::kThreads> loader(shape, n, first_p, first_q, kStride);
+  const HaloLoader<T, Tile::kThreads> loader(shape, n, first_p, first_q, kStride);
   SeparableWeights<T, kFilter, Tile::kThreads> weights;
   // What step `step` needs: the halo for depthwise, and w2 for the product, which is a step behind.
   const auto copy_for = [&](int step) {
-    if (step < slices) {
-      loader.copy(shape, halo + (step & odd) * shape.layout.halo_bytes, step * kLine<T>, op.depth);
-    }
+    if (step < slices) loader.copy(shape, stage_of(step) + kHalo, step * kLine<T>, op.depth);
     if (step > 0 && step <= slices) {
-      copy_filter_lines<T, Tile>(op, b + (step - 1 & odd) * Tile::kBBytes, static_cast<const T*>(op.filter), first_n,
+      copy_filter_lines<T, Tile>(op, stage_of(step - 1) + Tile::kABytes, static_cast<const T*>(op.filter), first_n,
                                  step - 1, all_pieces);
     }
     copy_async_commit();
@@ -250,11 +256,11 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks)
     for (int phase = 0; phase < 2; ++phase) {
       if (phase == multiplies_in) {
         if (step == 0) continue;
-        warp.template multiply<TileOrder::kLines, TileOrder::kLines>(a + (step - 1 & odd) * Tile::kABytes, warp_m,
-                                                                     b + (step - 1 & odd) * Tile::kBBytes, warp_n);
+        unsigned char* const tiles = stage_of(step - 1);
+        warp.template multiply<TileOrder::kLines, TileOrder::kLines>(tiles, warp_m, tiles + Tile::kABytes, warp_n);
       } else if (step < slices) {
-        depthwise_slice<T, Tile, kFilter, kStride>(shape, halo + (step & odd) * shape.layout.halo_bytes,
-                                                   weights_of(step), a + (step & odd) * Tile::kABytes,
+        unsigned char* const stage = stage_of(step);
+        depthwise_slice<T, Tile, kFilter, kStride>(shape, stage + kHalo, weights_of(step), stage,
                                                    op.depth - step * kLine<T>);
       }
     }
@@ -263,6 +269,8 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks)
   copy_async_wait<0>();
   __syncthreads();
 
+  const int64_t image = n * op.output_n;
+  const int output_h = static_cast<int>(op.output_h), output_w = static_cast<int>(op.output_w);
   store_result<T, Tile>(
       op, shared, first_n, op.columns - first_n,
       [&](auto f) { warp.visit([&](int m, int k, auto... values) { f(warp_m + m, warp_n + k, values...); }); },
@@ -270,7 +278,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks)
         const int strip = m / kSeparableColumns;
         const int p = first_p + (strip & (shape.tile_h - 1));
         const int q = first_q + (strip >> shape.tile_h_log2) * kSeparableColumns + m % kSeparableColumns;
-        return p < shape.P && q < shape.Q ? n * op.output_n + p * op.output_h + q * op.output_w : kNoPixel;
+        return p < shape.P && q < shape.Q ? image + p * output_h + q * output_w : kNoPixel;
       });
 }
 

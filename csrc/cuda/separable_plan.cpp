@@ -8,6 +8,7 @@
 // the latency of a block on its own where there are too few to hide it.
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 
 #include "separable.h"
 
@@ -88,7 +89,7 @@ Candidate make_candidate(const SeparableProblem& problem, Arithmetic arithmetic,
   const ConvParams& p = problem.depthwise;
   const int element = size_of(p.dtype), filter = static_cast<int>(p.R), stride = static_cast<int>(p.stride_h);
   const int tile_w = tile.m / tile_h, taps = filter * filter, slice = kLine / element;
-  const SeparableLayout layout = separable_layout(tile_h, tile_w, tile.n, tile.threads, filter, stride, p.C, element);
+  const SeparableLayout layout = separable_layout(tile_h, tile_w, tile.n, filter, stride, p.C, element);
 
   Candidate candidate;
   LaunchConfig& config = candidate.config;
@@ -195,6 +196,14 @@ const char* refusal(const SeparableProblem& problem) {
   if (problem.alignment < 16 || !is_multiple(p.C, vector) || !is_multiple(problem.outputs, vector) ||
       !aligned(p.x_strides) || !aligned(problem.y_strides)) {
     return "channels, strides or addresses are no multiples of 16 bytes";
+  }
+  // Within an image the kernel's offsets, in bytes, are of 32 bits, halo included.
+  const auto extent = [&](const Strides4& strides, int64_t height, int64_t width, int64_t around) {
+    return ((height + around) * std::abs(strides.h) + (width + around) * std::abs(strides.w)) * size_of(p.dtype);
+  };
+  const int64_t around = 2 * (64 + std::max(p.pad_h, p.pad_w));
+  if (extent(p.x_strides, p.H, p.W, around) > kMaxGridX || extent(problem.y_strides, p.P, p.Q, around) > kMaxGridX) {
+    return "an image is beyond 2^31 bytes";
   }
   constexpr int64_t kMost = int64_t{1} << 28;  // of a position, with room for the sums in the kernel's 32 bits
   const auto small = [](auto... values) { return ((values < kMost) && ...); };

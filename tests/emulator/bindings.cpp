@@ -142,7 +142,7 @@ void bind_separable(py::module_& m) {
   m.def("explain_separable", &explain_separable);
   m.def("separable_shared_bytes", [](const SeparableProblem& problem, const LaunchConfig& config) {
     const ConvParams& p = problem.depthwise;
-    return separable_layout(config.tile_h, config.tile_w, config.columns, config.block[0], static_cast<int>(p.R),
+    return separable_layout(config.tile_h, config.tile_w, config.columns, static_cast<int>(p.R),
                             static_cast<int>(p.stride_h), p.C, size_of(p.dtype))
         .shared_bytes;
   });

@@ -1,8 +1,8 @@
 """Which lines of csrc/cuda the tests of the CUDA kernels run, by gcov.
 
-    python -m tests.emulator.coverage [depthwise|grouped|all] [-k EXPRESSION] [--required PERCENT]
+    python -m tests.emulator.coverage [depthwise|grouped|separable|all] [-k EXPRESSION] [--required PERCENT]
 
-A line of a template counts as run if one of its instances runs it. Prints a line a file of the family, and of what both
+A line of a template counts as run if one of its instances runs it. Prints a line a file of the family, and of what all
 families use, with what was not run, and fails if fewer than the required percentage of all lines were.
 """
 
@@ -21,13 +21,14 @@ from pathlib import Path
 
 from tests.emulator import build
 
-#: The tests of each family; those of the planners come with both.
+#: The tests of each family; those of the planners come with all.
 TESTS = {
     "depthwise": ("tests/test_cuda_depthwise.py", "tests/test_cuda_depthwise_nhwc.py"),
     "grouped": ("tests/test_cuda_grouped.py",),
+    "separable": ("tests/test_cuda_separable.py",),
 }
 TESTS_OF_PLANNERS = "tests/test_cuda_plans.py"
-#: Files that both families use.
+#: Files that all families use.
 SHARED = ("element", "launch_config", "portability")
 REQUIRED = 95.0
 
@@ -44,8 +45,8 @@ def run_tests(families: Sequence[str], expression: str) -> int:
 
 
 def concerns(families: Sequence[str], file: str) -> bool:
-    """Whether a source of csrc/cuda belongs to one of the families, or to both."""
-    family = "depthwise" if file.startswith("depthwise") else "grouped"
+    """Whether a source of csrc/cuda belongs to one of the families, or to all."""
+    family = next((name for name in ("depthwise", "separable") if file.startswith(name)), "grouped")
     return family in families or Path(file).stem in SHARED
 
 

@@ -1,6 +1,6 @@
 """Changes the CUDA kernels in small ways, one at a time, and says whether their tests notice.
 
-    python -m tests.mutation.cuda [depthwise|grouped] [--count N] [--seed N] [--jobs N] [--only WORD] [--list]
+    python -m tests.mutation.cuda [depthwise|grouped|separable] [--count N] [--seed N] [--jobs N] [--only WORD] [--list]
 
 The mutants (tests/mutation/mutants.py) are made in copies of the sources. One counts as killed if the tests of its
 file's operator and layout fail in the emulator's plain build, or else in its checked build. A change that does not
@@ -38,6 +38,7 @@ COPIED = ("csrc", "tests", "cnnext", "pyproject.toml")
 TESTS = {
     "depthwise": ("tests/test_cuda_depthwise.py", "tests/test_cuda_depthwise_nhwc.py"),
     "grouped": ("tests/test_cuda_grouped.py", "tests/test_cuda_wgmma.py"),
+    "separable": ("tests/test_cuda_separable.py",),
 }
 SHARED_BY_GROUPED = ("implicit_gemm", "layout_conversion")
 REQUIRED = 0.95
@@ -72,6 +73,8 @@ def selection(file: str) -> str:
     """The tests (an expression for pytest -k) that look at the kernels in `file`."""
     stem = Path(file).stem
     words = ["not other_builds"]
+    if stem.startswith("separable"):  # one op, one layout
+        return words[0]
     for op in ("backward_input", "backward_weight", "forward"):
         if op in stem:
             words.append(op)
@@ -153,7 +156,7 @@ def _copy(source: Path, target: Path, copy: Callable[[str, str], object]) -> Non
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.mutation.cuda", description=__doc__.splitlines()[0])
-    parser.add_argument("family", nargs="?", default="depthwise", choices=("depthwise", "grouped"))
+    parser.add_argument("family", nargs="?", default="depthwise", choices=tuple(TESTS))
     parser.add_argument("--count", type=int, default=72, help="mutants to choose")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="mutants tried at a time")

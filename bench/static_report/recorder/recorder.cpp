@@ -5,6 +5,7 @@
 
 #include "../../../csrc/cuda/kernels.h"
 #include "../../../csrc/cuda/launch_config.h"
+#include "../../../csrc/cuda/separable.h"
 #include "emulator.h"
 
 namespace {
@@ -79,6 +80,33 @@ extern "C" __attribute__((visibility("default"))) const char* cnnext_record(int 
     default: grouped_backward_weight(params, config, filter_channels_last, y, x, w, nullptr, workspace, nullptr);
   }
   text = "config " + config.to_string() + "\n";
+  for (const static_report::Launch& launch : static_report::launches) text += describe(launch);
+  return text.c_str();
+}
+
+/// The same for a depthwise-separable block, channels_last and dense. `values`: those of read_problem for its depthwise
+/// half, and then: outputs, whether TF32 is allowed, bytes of the L2 cache, clock in MHz, bandwidth of a copy in GB/s.
+extern "C" __attribute__((visibility("default"))) const char* cnnext_record_separable(const int64_t* values,
+                                                                                      int choice) {
+  static std::string text;
+  text.clear();
+  static_report::launches.clear();
+  const Problem depthwise = read_problem(values);
+  const int64_t* more = values + 30;
+  SeparableProblem problem;
+  problem.depthwise = depthwise.params, problem.device = depthwise.device;
+  problem.depthwise.activation = problem.activation = Activation::kRelu6;
+  problem.outputs = more[0], problem.allow_tf32 = more[1] != 0;
+  problem.device.l2_bytes = more[2];
+  problem.device.clock_ghz = static_cast<double>(more[3]) / 1e3;
+  problem.device.copy_gigabytes_per_second = static_cast<double>(more[4]);
+  const int64_t k = problem.outputs, q = problem.depthwise.Q, p = problem.depthwise.P;
+  problem.y_strides = {p * q * k, 1, q * k, k};
+  const std::vector<SeparableConfig> configs = separable_configs(problem);
+  if (choice >= static_cast<int>(configs.size())) return text.c_str();
+  const SeparableOperands operands{operand(0), operand(1), operand(2), operand(3), operand(4), nullptr, operand(5)};
+  separable(problem, configs[choice], operands, operand(6), nullptr);
+  text = "config " + configs[choice].to_string() + "\n";
   for (const static_report::Launch& launch : static_report::launches) text += describe(launch);
   return text.c_str();
 }
