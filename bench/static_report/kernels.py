@@ -22,6 +22,7 @@ VECTOR_KERNELS = {
     "depthwise_backward_input_nchw": (16, 16),
     "depthwise_backward_weight_nhwc": (16, 4),
     "depthwise_backward_weight_nchw": (16, 4),
+    "separable_nhwc": (16, 16),
 }
 
 

@@ -10,6 +10,7 @@ be quick; the table shows what it chose beside what these predictions would choo
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bench.files import write_text
 from bench.static_report.compile import ARCHITECTURES, ToolMissingError, compile_all, kernel_sources
 from bench.static_report.execute import Program
 from bench.static_report.kernels import KernelReport, read_kernels
@@ -93,7 +95,7 @@ def separable_blocks(network: str, batch: int, dtype: str) -> list[Block]:
     model = cnnext.models.create_model(network)
     shapes = shapes_in_order(model, input_size(model))
     blocks: dict[Block, None] = {}
-    for first, second in zip(shapes, shapes[1:], strict=False):
+    for first, second in itertools.pairwise(shapes):
         if first.kind == "depthwise" and first.K == first.C and second.kind == "pointwise" and second.C == first.K:
             sizes = (first.C, first.H, first.W, first.R, first.S)
             call = Call("forward", "nhwc", dtype, batch, *sizes, first.stride, first.padding)
@@ -179,7 +181,8 @@ def _print_details(console: Console, prediction: BlockPrediction) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.static_report.separable", description=__doc__.splitlines()[0])
+    prog = "python -m bench.static_report.separable"
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, choices=ARCHITECTURES, default=90, help="capability times 10 (default: 90)")
     parser.add_argument("--network", default="mobilenet_v1", help="whose blocks are predicted (default: mobilenet_v1)")
     parser.add_argument("--batch", action="append", type=int, help="may be repeated (default: 1, 32 and 128)")
@@ -221,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(table)
     if options.markdown:
         text = "\n".join(f"| {' | '.join(line)} |" for line in [COLUMNS, ["---"] * len(COLUMNS), *lines])
-        options.markdown.write_text(f"{text}\n", encoding="utf-8")
+        write_text(options.markdown, f"{text}\n")
     return 0
 
 

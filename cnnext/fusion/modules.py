@@ -265,7 +265,7 @@ class FusedSeparableConv2d(_Fused):
         return input.is_cpu or (input.is_cuda and _extension.cuda.loaded)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Runs on the operator where there is a kernel for it, and on `cnnext.functional` elsewhere or for gradients."""
+        """Runs on the operator where it has a kernel, and on `cnnext.functional` elsewhere or for gradients."""
         parameters = self._parameters
         weight = cast(Tensor, parameters["weight"])
         if self._takes_operator(input, weight, residual):

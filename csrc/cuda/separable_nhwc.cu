@@ -59,7 +59,7 @@ SeparableShape make_shape(const ConvParams& p, const LaunchConfig& config, const
   shape.step_halo = shape.step_h * layout.row_pitch + shape.step_w * kLineBytes;
   shape.wrap_x = shape.x_h - layout.halo_w * shape.x_w;
   shape.wrap_halo = layout.row_pitch - layout.halo_w * kLineBytes;
-  shape.halo_w_reciprocal = ((1 << 16) + layout.halo_w - 1) / layout.halo_w;
+  shape.halo_w_reciprocal = (1 << 16) / layout.halo_w + 1;
   shape.activation = p.activation;
   return shape;
 }

@@ -46,7 +46,7 @@ struct SeparableShape {
   // From one copy of all threads to the next: halo pixels, bytes of x, bytes of the halo; and what the last two are
   // more when a row has ended.
   int step_h, step_w, step_x, step_halo, wrap_x, wrap_halo;
-  int halo_w_reciprocal;  // times 2^16, rounded up: divides the pixels of one copy of all threads exactly
+  int halo_w_reciprocal;  // times 2^16, and 1: divides the few pixels of one copy of all threads exactly
   Activation activation;
 };
 
@@ -266,7 +266,6 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks)
     }
     if (has_next) weights.write(weights_of(step + 1));
   }
-  copy_async_wait<0>();
   __syncthreads();
 
   const int64_t image = n * op.output_n;
