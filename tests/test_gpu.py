@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from cnnext import backends
+from cnnext import backends, inference_ops
 from cnnext._extension import BUILD_INFO
+from cnnext.ops import ACTIVATIONS
 from tests import checking
 from tests.cases import (
     CASES,
@@ -34,6 +35,7 @@ from tests.reference import (
     expect_forward,
     expect_gradients,
 )
+from tests.separable_blocks import BLOCKS, BlockOperands, expected_of, operands_of
 
 #: Device and backend.
 PLACES = ["cpu-cpu", *(pytest.param(f"cuda-{name}", marks=pytest.mark.gpu) for name in ("cuda", "triton"))]
@@ -168,6 +170,53 @@ def test_wgmma_agrees_with_its_twin(
         assert_within(result.output, expect_forward(case, *random, None), f"{case}: forward")
         gradients = expect_gradients(case, random_dy, *random, None)
         assert_within(result.grad_input, gradients.input, f"{case}: input gradient")
+
+
+def _run_block(
+    shape: tuple[Case, int], operands: BlockOperands, activations: tuple[str, str], device: str, layout: str
+) -> torch.Tensor:
+    """The block on the device by its operator, the result on the CPU."""
+    o = operands
+    tensors = (o.x, o.depthwise_w, o.depthwise_bias, o.w, o.bias, o.residual)
+    x, *rest = (None if t is None else t.to(device) for t in tensors)
+    with torch.device(device):
+        x = LAYOUTS[layout](x)
+    depthwise = shape[0]
+    geometry = (*depthwise.stride, *depthwise.padding, *depthwise.dilation)
+    numbers = (ACTIVATIONS.index(name) for name in activations)
+    return inference_ops.SEPARABLE_CONV2D(x, *rest, None, *geometry, *numbers).cpu()
+
+
+@pytest.mark.parametrize("layout", NATIVE)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("place", PLACES[:2])
+def test_separable_blocks(place: str, dtype: torch.dtype, layout: str) -> None:
+    """Fused where the planner says so, with biases, both activations, and the residual."""
+    device, backend = place.split("-")
+    _skip_what_the_backend_refuses(backend, dtype)
+    for shape in BLOCKS if device == "cuda" else BLOCKS[:3]:
+        operands = operands_of(shape, dtype)
+        for given in (operands, operands.bare()):
+            y = _run_block(shape, given, ("relu6", "relu"), device, layout)
+            assert_same_bits(y, expected_of(shape, given, ("relu6", "relu")).value, str(shape[0]))
+        operands = operands_of(shape, dtype, integers=False)
+        y = _run_block(shape, operands, ("silu", "hardswish"), device, layout)
+        assert_within(y, expected_of(shape, operands, ("silu", "hardswish")), str(shape[0]))
+        again = _run_block(shape, operands, ("silu", "hardswish"), device, layout)
+        assert torch.equal(y, again), f"{shape[0]}: results differ between runs"
+
+
+@pytest.mark.gpu
+def test_a_separable_block_is_explained() -> None:
+    x = torch.ones(8, 64, 56, 56, dtype=torch.float16, device="cuda").to(memory_format=torch.channels_last)
+    w, pointwise = torch.ones(64, 1, 3, 3).to(x), torch.ones(64, 64, 1, 1).to(x)
+    if backends.chosen("depthwise_conv2d", x, w)["forward"] != "cuda":
+        pytest.skip("the CUDA kernels are not available")
+    text = backends.explain("separable_conv2d", x, w, pointwise, padding=1)
+    assert "cuda: chosen; one kernel: predicted" in text
+    assert "two kernels: the input is not channels_last" in backends.explain(
+        "separable_conv2d", x.contiguous(), w, pointwise, padding=1
+    )
 
 
 @pytest.mark.gpu

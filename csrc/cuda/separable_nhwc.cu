@@ -78,7 +78,9 @@ void separable_nhwc(const SeparableProblem& problem, const LaunchConfig& config,
     dispatch_separable_tile<Math>(config, [&](auto tile) {
       dispatch_taps(problem.depthwise, [&](auto filter, auto stride) {
         using Tile = decltype(tile);
-        constexpr int kMinBlocks = Tile::kThreads == 128 ? 3 : Tile::kM == 64 ? 2 : 1;
+        // TF32 would spill with the registers of two blocks.
+        constexpr bool kTwo = Tile::kM == 64 && !std::is_same_v<Math, Tf32Math>;
+        constexpr int kMinBlocks = Tile::kThreads == 128 ? 3 : kTwo ? 2 : 1;
         launch(separable_nhwc_kernel<T, Math, Tile, filter(), stride(), kMinBlocks>,
                dim3(static_cast<unsigned>(config.grid[0])), dim3(Tile::kThreads), config.shared_bytes, stream, shape,
                op);

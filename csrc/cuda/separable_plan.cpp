@@ -119,7 +119,7 @@ Candidate make_candidate(const SeparableProblem& problem, Arithmetic arithmetic,
   block.l2_bytes =
       static_cast<double>(p.C) * element * (halo + tile.n) + static_cast<double>(tile.m) * tile.n * element;
   block.latency = alone(block, tile.threads, (steps + 1) * kCopyLatency);
-  const int64_t registers = tile.n == 256 ? 232 : tile.threads == 128 ? 168 : 128;
+  const int64_t registers = tile.n == 256 ? 232 : tile.threads == 128 || config.tf32 ? 168 : 128;
   const int64_t at_once = std::max<int64_t>(
       1, std::min<int64_t>(problem.device.shared_bytes_per_multiprocessor / (layout.shared_bytes + 1024),
                            problem.device.registers_per_multiprocessor / (registers * tile.threads)));

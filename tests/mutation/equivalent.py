@@ -59,4 +59,29 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "return tl.where(x <= 0, 0.0, tl.where(x > 6.0, 6.0, x))",
         "",
     ): "0 gives 0 either way",
+    (
+        "separable_nhwc.cuh",
+        "const bool of_filter = (i + 1) * kThreads < kOfFilter || index < kOfFilter;",
+        "const T* const from = of_filter ? filter + index : bias + (index - kOfFilter);",
+    ): "asks at run time what is known when compiling",
+    (
+        "separable_nhwc.cuh",
+        "for (int phase = 0; phase <= 2; ++phase) {",
+        "if (phase == multiplies_in) {",
+    ): "filters the slice once more",
+    (
+        "separable_nhwc.cuh",
+        "if (step >= 0) copy_for(step + 1);",
+        "const bool has_next = step + 1 < slices;",
+    ): "copies once more what is on its way",
+    (
+        "separable_nhwc.cuh",
+        "const bool half = channels < kLine<T> / 2;",
+        "const int lanes_log2 = half ? kLanesLog2 - 1 : kLanesLog2;",
+    ): "of half a slice, computes the zeros of the other half too",
+    (
+        "separable_nhwc.cu",
+        "narrow(p.stride_w), p.C, size_of(p.dtype));",
+        "shape.layout = layout;",
+    ): "the planner takes only strides that are equal",
 }
