@@ -11,7 +11,8 @@ namespace cnnext::cuda {
 struct GemmOperands {
   const void* source;
   const void* filter;
-  const void* bias;  // [groups * columns], or null
+  const void* bias;      // [groups * columns], or null
+  const void* residual;  // laid out like the output, or null; only kernels whose epilogue is told to look at it do
   void* output;
   float* sums;  // [parts] of dense outputs in float32 instead of `output`, or null
   int64_t source_n, source_h, source_w;
@@ -48,8 +49,8 @@ __device__ __forceinline__ void load_bias(const T* bias, int count, float (&valu
 ///
 /// `channel`: the block's first output channel; `channels`: how many there are from it on, in memory rounded up to a
 /// vector. `visit(f)` calls f(m, n, value) or f(m, n, value, next) for the sums of the thread, `pixel(m)` gives a
-/// pixel's offset or kNoPixel.
-template <class T, class Tile, class Visit, class PixelOffset>
+/// pixel's offset or kNoPixel. With kResidual, op.residual is added ahead of the activation.
+template <class T, class Tile, bool kResidual = false, class Visit, class PixelOffset>
 __device__ __forceinline__ void store_result(const GemmOperands& op, unsigned char* shared, int64_t channel,
                                              int channels, const Visit& visit, const PixelOffset& pixel, int part = 0) {
   auto* result = reinterpret_cast<float*>(shared);  // [kM][kResultPitch]
@@ -88,6 +89,12 @@ __device__ __forceinline__ void store_result(const GemmOperands& op, unsigned ch
       const float4 sums = load<float4>(result + row * Tile::kResultPitch + column + i);
       values[i] = sums.x + bias[i], values[i + 1] = sums.y + bias[i + 1];
       values[i + 2] = sums.z + bias[i + 2], values[i + 3] = sums.w + bias[i + 3];
+    }
+    if (kResidual && op.residual != nullptr) {
+      float residual[kVector<T>];
+      unpack<T>(load_global<uint4>(static_cast<const T*>(op.residual) + at), residual);
+#pragma unroll
+      for (int i = 0; i < kVector<T>; ++i) values[i] += residual[i];
     }
     activate_all(values, op.activation);
     store_global(static_cast<T*>(op.output) + at, pack<T>(values));

@@ -13,12 +13,6 @@ Strides4 dense_strides(Layout layout, int64_t channels, int64_t height, int64_t 
 /// Bytes of the tensor between the halves, rounded up so that what follows is aligned.
 int64_t middle_bytes(const ConvParams& p) { return ceil_div(p.N * p.K * p.P * p.Q * size_of(p.dtype), 16) * 16; }
 
-/// Whether the kernel of the 1x1 half can add the residual: it does where it reads and writes the tensors as they lie.
-bool adds_residual(const LaunchConfig& pointwise) {
-  return pointwise.kernel == Kernel::kGroupedForwardNhwc && !pointwise.converts && pointwise.padded_channels == 0 &&
-         pointwise.parts == 0;
-}
-
 }  // namespace
 
 Problem depthwise_half(const SeparableProblem& problem) {
@@ -52,10 +46,6 @@ void separable(const SeparableProblem& problem, const SeparableConfig& config, c
   depthwise_forward(depthwise_half(problem).params, config.kernel, operands.x, operands.depthwise_w,
                     operands.depthwise_bias, workspace, stream);
   ConvParams pointwise = pointwise_half(problem).params;
-  if (operands.residual != nullptr && adds_residual(config.pointwise)) {
-    return grouped_forward_nhwc(pointwise, config.pointwise, workspace, operands.w, operands.bias, operands.residual,
-                                operands.y, stream);
-  }
   if (operands.residual != nullptr) pointwise.activation = Activation::kNone;
   grouped_forward(pointwise, config.pointwise, false, workspace, operands.w, operands.bias, operands.y,
                   static_cast<unsigned char*>(workspace) + middle_bytes(problem.depthwise), stream);

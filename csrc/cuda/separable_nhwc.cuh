@@ -270,7 +270,7 @@ __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks)
 
   const int64_t image = n * op.output_n;
   const int output_h = static_cast<int>(op.output_h), output_w = static_cast<int>(op.output_w);
-  store_result<T, Tile>(
+  store_result<T, Tile, true>(
       op, shared, first_n, op.columns - first_n,
       [&](auto f) { warp.visit([&](int m, int k, auto... values) { f(warp_m + m, warp_n + k, values...); }); },
       [&](int m) {

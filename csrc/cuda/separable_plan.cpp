@@ -104,12 +104,14 @@ Candidate make_candidate(const SeparableProblem& problem, Arithmetic arithmetic,
   // Slices of which only half the channels are there are half the work.
   const double filtered = static_cast<double>(ceil_div(p.C, slice / 2)) / 2;
   const double halo = layout.halo_h * layout.halo_w;
-  // Instructions of a warp: 4 pixels x 4 channels a lane, copies of 16 bytes, the filter's way to shared memory.
+  // Instructions of a warp, as counted in the compiled code: for 4 pixels x 4 channels a lane, for copies of 16 bytes,
+  // for the depthwise filter's way to shared memory; and what every warp spends on a step, and on a block.
+  const double warps = tile.threads / 32;
   const int inputs = (kSeparableColumns - 1) * stride + filter;
-  const double strip = 16 * taps + (element == 2 ? 5 : 1) * inputs * filter + taps + 70;
+  const double strip = 16 * taps + (element == 2 ? 5 : 1) * inputs * filter + taps + 90;
   const double depthwise = tile.m * slice / 16.0 / 32 * strip;
-  const double copies = halo * 8 / 32 * 14 + tile.n * 8 / 32.0 * 8 + slice * (taps + 1) / 32.0 * 10;
-  const double epilogue = static_cast<double>(tile.m) * tile.n * element / 16 / 32 * 80;
+  const double copies = halo * 8 / 32 * 22 + tile.n * 8 / 32.0 * 12 + slice * (taps + 1) / 32.0 * 25 + warps * 120;
+  const double epilogue = static_cast<double>(tile.m) * tile.n * element / 16 / 32 * 110 + warps * 250;
   const double product = product_clocks(arithmetic, tile.m, tile.n);
 
   BlockCost block;
@@ -164,7 +166,8 @@ double predict_two_kernels(const SeparableProblem& problem, Arithmetic arithmeti
   const double first = launch_clocks(strips, device.multiprocessors, 1, input + middle, device);
 
   const int m = pointwise.tile_h, n = pointwise.tile_w;
-  const auto steps = static_cast<double>(ceil_div(p.K * size_of(p.dtype), kLine));
+  const int64_t parts = std::max(pointwise.parts, 1);
+  const auto steps = static_cast<double>(ceil_div(ceil_div(p.K * size_of(p.dtype), kLine), parts));
   BlockCost gemm;
   gemm.product = steps * product_clocks(arithmetic, m, n);
   gemm.issue = steps * (product_issue(arithmetic, m, n) + (m + n) * 8 / 32.0 * 12 / 4) +
@@ -174,8 +177,12 @@ double predict_two_kernels(const SeparableProblem& problem, Arithmetic arithmeti
   const int64_t at_once = m * n == 128 * 128 ? 1 : m * n == 128 * 64 ? 2 : 3;
   // A tensor that the L2 cache holds is not read from memory again.
   const double read = middle <= static_cast<double>(device.l2_bytes) / 2 ? 0 : middle;
-  const double second = launch_clocks(gemm, pointwise.grid[0], at_once, outer_bytes(problem) - input + read, device);
-  return microseconds(first + second, device) + 2 * kLaunchMicroseconds;
+  const double output = bytes_of(p, problem.outputs, p.P, p.Q);
+  const double residual = problem.has_residual ? 2 * output : 0;  // more than its own read: y is read and written again
+  const double second =
+      launch_clocks(gemm, pointwise.grid[0] * parts, at_once, outer_bytes(problem) - input + read + residual, device);
+  const int launches = 2 + (pointwise.parts > 0 ? 1 : 0) + (problem.has_residual ? 1 : 0);
+  return microseconds(first + second, device) + launches * kLaunchMicroseconds;
 }
 
 constexpr bool is_multiple(int64_t value, int64_t of) { return value % of == 0; }
