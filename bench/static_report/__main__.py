@@ -27,6 +27,9 @@ from bench.static_report.rates import Architecture
 #: Networks whose layers are predicted unless one is named.
 NETWORKS = ("mobilenet_v1", "resnet18")
 
+#: Blocks followed of a launch of the grouped kernels: they are long, and one does what another does.
+GROUPED_SAMPLES = 2
+
 
 class _Predictor:
     """Predicts calls for one architecture; a process forked from this one inherits what it knows."""
@@ -45,7 +48,8 @@ class _Predictor:
             if launch.kernel not in self.programs:
                 kernel = self.kernels[launch.kernel]
                 self.programs[launch.kernel] = Program(kernel.function, kernel.constants, self.architecture)
-        return predict(call, chosen, self.kernels, self.programs, self.architecture, self.samples)
+        samples = self.samples if call.is_depthwise else min(self.samples, GROUPED_SAMPLES)
+        return predict(call, chosen, self.kernels, self.programs, self.architecture, samples)
 
 
 _predictor: _Predictor | None = None
@@ -110,6 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--markdown", type=Path, help="document to write, for one architecture")
+    parser.add_argument("--layers-markdown", type=Path, help="short table of the layers to write, for one architecture")
     parser.add_argument("--check", action="store_true", help=f"fail if something is worse than in {budget.PATH.name}")
     parser.add_argument("--update-budget", action="store_true", help="write the figures there; needs --reason")
     parser.add_argument("--reason", default="", help="why the budget changes")
@@ -140,8 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.update_budget and not options.reason.strip():
         parser.error("--update-budget needs --reason")
     architectures = options.arch or [90]
-    if options.markdown and len(architectures) > 1:
-        parser.error("--markdown takes one --arch")
+    if (options.markdown or options.layers_markdown) and len(architectures) > 1:
+        parser.error("--markdown and --layers-markdown take one --arch")
     times: dict[tuple[str, str, str, int, str], float] = {}
     if options.measured:
         if len(architectures) > 1 or options.no_layers:
@@ -193,6 +198,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.markdown.write_text(
                 report.markdown(title, command, RATES[architecture], shown, predictions), encoding="utf-8"
             )
+        if options.layers_markdown:
+            options.layers_markdown.write_text(report.layers_markdown(predictions), encoding="utf-8")
     if options.out:
         write_json(options.out, {"reports": documents})
     if options.update_budget:

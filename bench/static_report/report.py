@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -169,6 +170,34 @@ def summary_lines(predictions: Sequence[Prediction]) -> list[str]:
 def _markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     return [*lines, *("| " + " | ".join(row) + " |" for row in rows)]
+
+
+def _tile(config: str) -> str:
+    """The tile and the parts of a config, such as ``128x64/4``, or the kernel's name if it has no such choice."""
+    found = dict(re.findall(r"(tile_h|tile_w|parts)=(\d+)", config))
+    if "tile_h" not in found:
+        return config.partition(" ")[0]
+    parts = f"/{found['parts']}" if "parts" in found else ""
+    return f"{found['tile_h']}x{found['tile_w']}{parts}"
+
+
+def layers_markdown(predictions: Sequence[Prediction]) -> str:
+    """Return a table with a row a layer: for each op its tile, microseconds, and the share of the floor."""
+    rows: dict[tuple[str, str, str], dict[str, Prediction]] = {}
+    for prediction in predictions:
+        call = prediction.call
+        rows.setdefault((call.name, call.layout, _SHORT[call.dtype]), {})[call.op] = prediction
+
+    def cells(key: tuple[str, str, str]) -> list[str]:
+        ops = rows[key]
+        row = [*key, f"{max(p.floor_seconds for p in ops.values()) * 1e6:.0f}"]
+        for op in _OP:
+            p = ops.get(op)
+            row += ["", ""] if p is None else [_tile(p.config), f"{p.seconds * 1e6:.0f} ({p.share_of_floor:.0%})"]
+        return row
+
+    columns = ["layer", "layout", "dtype", "floor, us", *(c for name in _OP.values() for c in (f"{name}, tile", "us"))]
+    return "\n".join(_markdown_table(columns, map(cells, rows))) + "\n"
 
 
 def markdown(

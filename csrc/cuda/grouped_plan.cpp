@@ -46,35 +46,50 @@ struct Work {
   int64_t blocks, steps, sums;
 };
 
-double cost(const GemmTileShape& tile, const Work& work, int64_t parts, double clocks, const DeviceFacts& device) {
+double first_stage(const GemmTileShape& tile, const Work& work, int64_t parts, double clocks,
+                   const DeviceFacts& device) {
   const int at_once = tile.blocks_per_multiprocessor(device);
   const int64_t slots = int64_t{device.multiprocessors} * at_once;
   // Blocks that the busiest SM works through: full waves, and its share of the last one.
   const int64_t blocks = work.blocks * parts;
   const int64_t on_one = blocks / slots * at_once + ceil_div(blocks % slots, device.multiprocessors);
   const double outputs = static_cast<double>(tile.m) * tile.n / tile.efficiency;
-  const double first =
-      static_cast<double>(on_one) * outputs *
-      (static_cast<double>(ceil_div(work.steps, parts)) * clocks + tile.overhead * kClocksOnTensorCores);
-  if (parts == 1) return first;
-  return first + kClocksOfLaunch + 8.0 * static_cast<double>(work.sums * parts) / kBytesOfSumsAClock;
+  return static_cast<double>(on_one) * outputs *
+         (static_cast<double>(ceil_div(work.steps, parts)) * clocks + tile.overhead * kClocksOnTensorCores);
 }
 
-/// The number of parts that costs least: a power of two, so that one part more or less is not tried for nothing.
-int cheapest_parts(const GemmTileShape& tile, const Work& work, double clocks, const DeviceFacts& device) {
-  int best = 1;
+double second_stage(const Work& work, int64_t parts) {
+  return kClocksOfLaunch + 8.0 * static_cast<double>(work.sums * parts) / kBytesOfSumsAClock;
+}
+
+/// A number of parts, and the clocks of all.
+struct Choice {
+  int parts;
+  double cost;
+};
+
+/// The cheapest number of parts: a power of two, so that one part more or less is not tried for nothing.
+Choice cheapest_parts(const GemmTileShape& tile, const Work& work, double clocks, const DeviceFacts& device) {
+  Choice best{1, first_stage(tile, work, 1, clocks, device)};
   for (int parts = 2; parts <= kMostParts && work.steps / parts >= kFewestSteps; parts *= 2) {
-    if (cost(tile, work, parts, clocks, device) < cost(tile, work, best, clocks, device)) best = parts;
+    const double cost = first_stage(tile, work, parts, clocks, device) + second_stage(work, parts);
+    if (cost < best.cost) best = {parts, cost};
   }
   return best;
 }
 
-/// The number of parts of a weight gradient: two rounds of blocks, but at least 8 steps each, since a part costs a
-/// write and a read of all sums.
-int filling_parts(const GemmTileShape& tile, const Work& work, const DeviceFacts& device) {
+/// The number of parts of a weight gradient, which always has a second stage: such that the blocks fill 1 to 4 waves,
+/// with at least 8 steps each.
+Choice filling_parts(const GemmTileShape& tile, const Work& work, double clocks, const DeviceFacts& device) {
   const int64_t places = int64_t{device.multiprocessors} * tile.blocks_per_multiprocessor(device);
-  return static_cast<int>(
-      std::clamp<int64_t>(2 * places / work.blocks, 1, std::min(ceil_div(work.steps, 8), kMaxGridYZ)));
+  const int64_t most = std::min(ceil_div(work.steps, 8), kMaxGridYZ);
+  Choice best{0, 0};
+  for (int waves = 1; waves <= 4; ++waves) {
+    const int64_t parts = std::clamp<int64_t>(waves * places / work.blocks, 1, most);
+    const double cost = first_stage(tile, work, parts, clocks, device) + second_stage(work, parts);
+    if (best.parts == 0 || cost < best.cost) best = {static_cast<int>(parts), cost};
+  }
+  return best;
 }
 
 constexpr bool is_multiple(int64_t value, int64_t of) { return value % of == 0; }
@@ -179,12 +194,12 @@ void append_tiles(const Copied& copied, Kernel kernel, const Product& product, b
         kernel != Kernel::kGroupedBackwardWeightNhwc && (copied.grows_filter || needs_packing(problem));
     config.converts = problem.params.layout == Layout::kNCHW;
     const Work work{tiles * problem.params.groups * product.classes, product.steps, product.sums};
-    if (!product.is_split) candidates.push_back({cost(tile, work, 1, clocks, problem.device), config});
-    const int parts = product.is_split ? filling_parts(tile, work, problem.device)
-                                       : cheapest_parts(tile, work, clocks, problem.device);
-    if (parts == 1 && !product.is_split) continue;
-    config.parts = parts, config.grid[2] = int64_t{product.classes} * parts;
-    candidates.push_back({cost(tile, work, parts, clocks, problem.device), config});
+    if (!product.is_split) candidates.push_back({first_stage(tile, work, 1, clocks, problem.device), config});
+    const Choice choice = product.is_split ? filling_parts(tile, work, clocks, problem.device)
+                                           : cheapest_parts(tile, work, clocks, problem.device);
+    if (choice.parts == 1 && !product.is_split) continue;
+    config.parts = choice.parts, config.grid[2] = int64_t{product.classes} * choice.parts;
+    candidates.push_back({choice.cost, config});
   }
   std::stable_sort(candidates.begin(), candidates.end(),
                    [](const Candidate& a, const Candidate& b) { return a.cost < b.cost; });

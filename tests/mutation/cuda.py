@@ -40,7 +40,7 @@ TESTS = {
     "grouped": ("tests/test_cuda_grouped.py", "tests/test_cuda_wgmma.py"),
     "separable": ("tests/test_cuda_separable.py",),
 }
-SHARED_BY_GROUPED = ("implicit_gemm", "layout_conversion")
+SHARED_BY_GROUPED = ("implicit_gemm", "layout_conversion", "channel_padding")
 REQUIRED = 0.95
 #: The builds that a mutant is tried in, and the seconds of processor time after which its tests count as hanging.
 BUILDS = {"plain": 600, "checked": 1800}

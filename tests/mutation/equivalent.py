@@ -35,6 +35,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "unsigned char* const stage = smem_tiles + copy_stage * g.stage_bytes + threadIdx.x * kAccessBytes;",
     ): "copies a tile more, of the next part, into a stage that nobody reads again",
     (
+        "implicit_gemm.cuh",
+        ";",  # instead of copy_async_wait<0>()
+        "__syncthreads();",
+    ): "the loop before has waited for all tiles; the groups that are left are empty",
+    (
         "depthwise_backward_weight_general.cu",
         "if (tap == taps && !with_bias) continue;",
         "",
