@@ -44,7 +44,6 @@ struct GemmTile {
   static constexpr int kResultPitch = kN + 8;
   static constexpr int kResultBytes = kM * kResultPitch * static_cast<int>(sizeof(float));
   static constexpr int kSharedBytes = kStages * kStageBytes;
-  static_assert(kResultBytes <= kSharedBytes);
 };
 
 /// Copies a step of the source: each thread its pieces of kM / kLinesAtOnce pixels.
@@ -137,6 +136,7 @@ __device__ __forceinline__ void copy_filter_panels(const GemmOperands& op, unsig
 /// (fastest) x parts.
 template <class T, class Math, class Tile, TileOrder kFilterOrder, int kMinBlocks>
 __global__ void __launch_bounds__(Tile::kThreads, kMinBlocks) implicit_gemm_kernel(GemmOperands op, GemmAxes axes) {
+  static_assert(Tile::kResultBytes <= Tile::kSharedBytes);
   const int part = blockIdx.z / (axes.classes_h * axes.classes_w);
   const int class_of_block = blockIdx.z - part * axes.classes_h * axes.classes_w;
   const TapAxis axis_h = axes.h[class_of_block / axes.classes_w];
