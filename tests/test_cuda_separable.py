@@ -90,7 +90,7 @@ class Run:
         size = self.module.separable_workspace_bytes(self.problem, config)
         workspace = flat("workspace", torch.full((-(-size // 4),), torch.nan) if size else None, written=True)
         operands: list[Operand | None] = [*self.inputs, self.y, workspace]
-        with self.kernels._registered(*operands):
+        with self.kernels.registered(*operands):
             addresses = [0 if operand is None else operand.address for operand in operands]
             self.module.separable(self.problem, config, *addresses)
         self.y.check_gaps()
