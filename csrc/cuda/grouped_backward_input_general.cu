@@ -11,7 +11,7 @@ namespace cnnext::cuda {
 namespace {
 
 template <class T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 2)
     grouped_backward_input_general_kernel(ConvParams params, FilterStrides strides, const T* __restrict__ dy,
                                           const T* __restrict__ w, T* __restrict__ dx) {
   using A = typename AccumulatorOf<T>::type;

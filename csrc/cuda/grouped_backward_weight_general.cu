@@ -16,7 +16,7 @@ namespace {
 constexpr int kThreads = 256;
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     grouped_backward_weight_general_kernel(ConvParams params, FilterStrides strides, int lanes, int64_t blocks,
                                            const T* __restrict__ dy, const T* __restrict__ x, T* __restrict__ dw,
                                            T* __restrict__ dbias) {

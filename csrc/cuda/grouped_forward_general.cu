@@ -12,7 +12,7 @@ namespace cnnext::cuda {
 namespace {
 
 template <class T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 2)
     grouped_forward_general_kernel(ConvParams params, FilterStrides strides, const T* __restrict__ x,
                                    const T* __restrict__ w, const T* __restrict__ bias, T* __restrict__ y) {
   using A = typename AccumulatorOf<T>::type;

@@ -17,7 +17,7 @@ namespace {
 constexpr int kThreads = 128;
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 4)
     grouped_reduce_parts_kernel(Activations y, int channels, int parts, const float* __restrict__ sums,
                                 const T* __restrict__ bias, Activation activation, T* __restrict__ output) {
   const int64_t elements = y.N * y.H * y.W * channels;

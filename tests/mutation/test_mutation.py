@@ -38,7 +38,8 @@ def test_every_kernel_has_a_fault() -> None:
 
 
 def test_equivalent_mutants_fit_the_kernels() -> None:
-    known = {mutant.key for file in kernel_files("depthwise") for mutant in mutants_of(ROOT, file)}
+    cuda = (file for family in ("depthwise", "grouped") for file in kernel_files(family))
+    known = {mutant.key for file in cuda for mutant in mutants_of(ROOT, file)}
     known |= {mutant.key for file in triton_mutants.kernel_files() for mutant in triton_mutants.mutants_of(ROOT, file)}
     assert set(EQUIVALENT) <= known, "the kernel has changed: change tests/mutation/equivalent.py with it"
 
