@@ -9,7 +9,7 @@ import pytest
 from tests.fused_sweep import KERNELS
 from tests.mutation import triton_mutants
 from tests.mutation.__main__ import COMPILER, SOURCES, check_unchanged, try_fault
-from tests.mutation.cuda import ROOT, kernel_files
+from tests.mutation.cuda import ROOT, TESTS, kernel_files
 from tests.mutation.equivalent import EQUIVALENT
 from tests.mutation.faults import FAULTS, Fault
 from tests.mutation.mutants import choose, mutants_of
@@ -38,7 +38,7 @@ def test_every_kernel_has_a_fault() -> None:
 
 
 def test_equivalent_mutants_fit_the_kernels() -> None:
-    cuda = (file for family in ("depthwise", "grouped") for file in kernel_files(family))
+    cuda = (file for family in TESTS for file in kernel_files(family))
     known = {mutant.key for file in cuda for mutant in mutants_of(ROOT, file)}
     known |= {mutant.key for file in triton_mutants.kernel_files() for mutant in triton_mutants.mutants_of(ROOT, file)}
     assert set(EQUIVALENT) <= known, "the kernel has changed: change tests/mutation/equivalent.py with it"
