@@ -168,7 +168,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kMinBlocks)
     copy_steps<Tile, kFilterOrder>(op, maps, source, axis_h, axis_w, slots, full, empty, first_m, first_n, group,
                                    steps);
   }
-  __syncwarp();
+  __syncwarp();  // the hardware wants whole warps at a block's barrier; one lane comes from its copies
   __syncthreads();
 
   const int64_t first_channel = static_cast<int64_t>(group) * op.columns + first_n;

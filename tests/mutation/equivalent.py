@@ -35,6 +35,11 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "unsigned char* const stage = smem_tiles + copy_stage * g.stage_bytes + threadIdx.x * kAccessBytes;",
     ): "copies a tile more, of the next part, into a stage that nobody reads again",
     (
+        "implicit_gemm_wgmma.cuh",
+        ";  // the hardware wants whole warps at a block's barrier; one lane comes from its copies",
+        "__syncthreads();",
+    ): "in the emulator, whose barrier takes threads one by one",
+    (
         "implicit_gemm.cuh",
         ";",  # instead of copy_async_wait<0>()
         "__syncthreads();",
