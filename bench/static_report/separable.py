@@ -111,7 +111,8 @@ def dram_bytes(block: Block, plan: Plan, architecture: Architecture) -> list[int
     if len(plan.launches) == 1:
         return [block.input_bytes + block.output_bytes]
     reads = 0 if block.middle_bytes <= architecture.l2_bytes / 2 else block.middle_bytes
-    return [block.input_bytes + block.middle_bytes, reads + block.output_bytes]
+    second_stages = [0] * (len(plan.launches) - 2)  # of a split product, whose sums are in the L2 cache
+    return [block.input_bytes + block.middle_bytes, reads + block.output_bytes, *second_stages]
 
 
 def predict_block(
