@@ -237,7 +237,7 @@ def problem_of(module: Any, n: int, c: int, size: int, outputs: int, stride: int
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_memory_bound_blocks_are_fused_and_blocks_of_many_tiles_are_not(kernels: CudaKernels, dtype: str) -> None:
-    """MobileNet-V1's second and third block at batch 128, and one with so many outputs that it makes the middle often."""
+    """Blocks of MobileNet-V1 at batch 128, and one with so many outputs that it would make the middle often."""
     module = kernels.module
     for c, size, outputs, stride in ((64, 112, 128, 2), (128, 56, 128, 1)):
         problem = problem_of(module, 128, c, size, outputs, stride, dtype)
