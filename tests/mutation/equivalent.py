@@ -94,4 +94,19 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "narrow(p.stride_w), p.C, size_of(p.dtype));",
         "shape.layout = layout;",
     ): "the planner takes only strides that are equal",
+    (
+        "separable_residual.cu",
+        "const int64_t elements = params.N * params.K + params.P * params.Q;",
+        "const LaunchConfig config = thread_per_element(Kernel::kSeparableNhwc, elements);",
+    ): "other numbers of threads, which take all elements between them",
+    (
+        "separable_residual.cu",
+        "const int64_t elements = params.N * params.K * params.P * params.P;",
+        "const LaunchConfig config = thread_per_element(Kernel::kSeparableNhwc, elements);",
+    ): "other numbers of threads, which take all elements between them",
+    (
+        "separable_residual.cu",
+        "const int64_t elements = params.N * params.K * params.Q * params.Q;",
+        "const LaunchConfig config = thread_per_element(Kernel::kSeparableNhwc, elements);",
+    ): "other numbers of threads, which take all elements between them",
 }
