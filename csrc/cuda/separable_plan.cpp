@@ -21,6 +21,7 @@ constexpr double kL2BytesPerClock = 24;    // of one multiprocessor
 constexpr double kClocksPerMma = 1.6;      // of one multiprocessor, for 16x8x16 of 16 bits and 16x8x8 of TF32
 constexpr double kCopyLatency = 1000;      // clocks from a step's copies to its barrier, on a card at work
 constexpr double kBlockLatency = 2500;     // clocks of a block's start and its epilogue
+constexpr double kGemmLatency = 5000;      // the same of the implicit GEMM
 
 enum class Arithmetic { kTensorCores, kTf32, kFma };
 
@@ -40,9 +41,9 @@ struct BlockCost {
 
 /// Clocks of a block that has a multiprocessor to itself, of which its copies alone take `copies`: the fewer warps each
 /// of the four schedulers has, the more slots stay empty.
-double alone(const BlockCost& block, int threads, double copies) {
+double alone(const BlockCost& block, int threads, double copies, double start_and_end) {
   const double warps = threads / 32 / 4;
-  return std::max(std::max(block.issue, block.product) * (1 + 0.5 / warps), copies) + kBlockLatency;
+  return std::max(std::max(block.issue, block.product) * (1 + 0.5 / warps), copies) + start_and_end;
 }
 
 /// Clocks of a launch of `blocks` such blocks, `at_once` on a multiprocessor, that moves `memory_bytes`.
@@ -120,7 +121,7 @@ Candidate make_candidate(const SeparableProblem& problem, Arithmetic arithmetic,
   block.product = steps * product;
   block.l2_bytes =
       static_cast<double>(p.C) * element * (halo + tile.n) + static_cast<double>(tile.m) * tile.n * element;
-  block.latency = alone(block, tile.threads, (steps + 1) * kCopyLatency);
+  block.latency = alone(block, tile.threads, (steps + 1) * kCopyLatency, kBlockLatency);
   const int64_t registers = tile.n == 256 ? 232 : tile.threads == 128 || config.tf32 ? 168 : 128;
   const int64_t at_once = std::max<int64_t>(
       1, std::min<int64_t>(problem.device.shared_bytes_per_multiprocessor / (layout.shared_bytes + 1024),
@@ -173,7 +174,8 @@ double predict_two_kernels(const SeparableProblem& problem, Arithmetic arithmeti
   gemm.issue = steps * (product_issue(arithmetic, m, n) + (m + n) * 8 / 32.0 * 12 / 4) +
                static_cast<double>(m) * n * size_of(p.dtype) / 16 / 32 * 80 / 4;
   gemm.l2_bytes = (m + n) * static_cast<double>(p.K) * size_of(p.dtype) + static_cast<double>(m) * n * size_of(p.dtype);
-  gemm.latency = alone(gemm, pointwise.block[0], steps * kCopyLatency / 3);  // three steps are on their way
+  // Three steps are on their way.
+  gemm.latency = alone(gemm, pointwise.block[0], steps * kCopyLatency / 3, kGemmLatency);
   const int64_t at_once = m * n == 128 * 128 ? 1 : m * n == 128 * 64 ? 2 : 3;
   // A tensor that the L2 cache holds is not read from memory again.
   const double read = middle <= static_cast<double>(device.l2_bytes) / 2 ? 0 : middle;
