@@ -30,7 +30,7 @@ from bench.static_report.rates import ARCHITECTURES as RATES
 from bench.static_report.rates import Architecture
 
 #: The .cu files whose kernels a block may launch.
-SOURCES = ("separable_nhwc", "depthwise_forward_nhwc", "grouped_forward_nhwc")
+SOURCES = ("separable_nhwc", "depthwise_forward_nhwc", "grouped_forward_nhwc", "grouped_reduce_parts")
 DTYPES = ("float16", "bfloat16", "float32")
 
 
