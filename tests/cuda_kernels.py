@@ -26,13 +26,16 @@ from tests.reference import assert_same_bits, assert_within, expect_exact, expec
 #: The operators of a family.
 OPS = ("forward", "backward_input", "backward_weight")
 
-#: Multiplications, and threads, above which the kernels of last resort take too long in the emulator. They have no
-#: tiles whose edges a larger case would find.
-MOST_WORK_OF_GENERAL = 500_000
-MOST_THREADS_OF_GENERAL = 400_000
-
 #: The emulator's build that this process tests: one of `build.BUILDS`.
 BUILD = os.environ.get("CNNEXT_EMULATOR_BUILD", "plain")
+
+#: The builds that watch every access are slower.
+WATCHED = BUILD in ("checked", "sanitized")
+
+#: Multiplications, and threads, above which the kernels of last resort take too long in the emulator. They have no
+#: tiles whose edges a larger case would find.
+MOST_WORK_OF_GENERAL = 50_000 if WATCHED else 500_000
+MOST_THREADS_OF_GENERAL = 40_000 if WATCHED else 400_000
 
 
 #: Picks configurations from those of a planner.
@@ -164,7 +167,7 @@ class CudaKernels:
     """The launchers and planners of one of the emulator's builds."""
 
     build: str = BUILD
-    name: str = "kernels"
+    name: str = "convolutions"
     module: Any = field(init=False)
 
     def __post_init__(self) -> None:

@@ -14,6 +14,7 @@ from tests.cases import DEPTHWISE_CASES, DEPTHWISE_CUDA_CASES, Case, by_name, ra
 from tests.cuda_kernels import (
     BUILD,
     OPS,
+    WATCHED,
     CudaKernels,
     Operands,
     Placement,
@@ -29,8 +30,6 @@ from tests.reference import DTYPES, assert_within, expect_forward
 pytestmark = pytest.mark.skipif(build.cuda_headers() is None, reason="no CUDA headers: neither a toolkit nor a package")
 
 CASES = DEPTHWISE_CASES + DEPTHWISE_CUDA_CASES
-# The builds that watch every access are slower, and leave out what looks for rounding.
-WATCHED = BUILD in ("checked", "sanitized")
 FAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LAYOUTS = ("nchw", "nhwc")
 IDS = {"ids": str}

@@ -10,6 +10,7 @@ from tests.cases import GROUPED_CASES, GROUPED_CUDA_CASES, POINTWISE_CASES, Case
 from tests.cuda_kernels import (
     BUILD,
     OPS,
+    WATCHED,
     CudaKernels,
     Operands,
     Placement,
@@ -28,8 +29,6 @@ from tests.reference import DTYPES, assert_within, expect_forward
 pytestmark = pytest.mark.skipif(build.cuda_headers() is None, reason="no CUDA headers: neither a toolkit nor a package")
 
 # The 1x1 convolutions run on the grouped kernels, as one group with one tap.
-# The builds that watch every access are slower, and run the cases that were made for the kernels' tiles.
-WATCHED = BUILD in ("checked", "sanitized")
 CASES = GROUPED_CUDA_CASES + (GROUPED_CASES[::5] if WATCHED else GROUPED_CASES + POINTWISE_CASES)
 FAST_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LAYOUTS = ("nchw", "nhwc")

@@ -11,15 +11,13 @@ import torch
 
 from cnnext.ops import ACTIVATIONS
 from tests.cases import Case
-from tests.cuda_kernels import BUILD, CudaKernels, Operand, Placement, flat, place, place_output, run_in_build
+from tests.cuda_kernels import BUILD, WATCHED, CudaKernels, Operand, Placement, flat, place, place_output, run_in_build
 from tests.emulator import build
 from tests.reference import assert_same_bits, assert_within, upcast
 from tests.separable_blocks import BLOCKS, BlockOperands, block, expected_of, operands_of
 
 pytestmark = pytest.mark.skipif(build.cuda_headers() is None, reason="no CUDA headers: neither a toolkit nor a package")
 
-# The builds that watch every access are slower, and run a case of each kind.
-WATCHED = BUILD in ("checked", "sanitized")
 FAST_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 IDS = {"ids": str}
 NHWC = Placement("nhwc")
@@ -46,7 +44,7 @@ REFUSED = (
 
 @pytest.fixture(scope="module")
 def kernels() -> CudaKernels:
-    return CudaKernels()
+    return CudaKernels(name="separable")
 
 
 class Run:

@@ -16,6 +16,7 @@ from cnnext.ops import ACTIVATIONS
 from tests.cases import WGMMA_CASES, Case, random_grad, random_operands
 from tests.cuda_kernels import (
     BUILD,
+    WATCHED,
     CudaKernels,
     Operands,
     Placement,
@@ -40,9 +41,6 @@ HALVES = (torch.float16, torch.bfloat16)
 TILES = {128: 3, 256: 4}
 DENSE, GAPS = Placement("nhwc"), Placement("nhwc", 8)
 IDS = {"ids": str}
-
-#: These builds look for wrong accesses, not for rounding, and are slower.
-WATCHED = BUILD in ("checked", "sanitized")
 
 CASES_AND_DTYPES = [
     (case, dtype) for i, case in enumerate(WGMMA_CASES) for dtype in (HALVES[i % 2 :][:1] if WATCHED else HALVES)

@@ -6,20 +6,13 @@
 #include <algorithm>
 #include <array>
 
-#include "../../csrc/cuda/kernels.h"
-#include "bindings_emulator.h"
-#include "bindings_params.h"
+#include "bindings_kernels.h"
 
 namespace {
 
 namespace py = pybind11;
 using namespace cnnext;
 using namespace cnnext::cuda;
-
-using Pointer = std::uintptr_t;
-
-const void* in(Pointer address) { return reinterpret_cast<const void*>(address); }
-void* out(Pointer address) { return reinterpret_cast<void*>(address); }
 
 LaunchConfig make_config(int tile_columns, const std::array<int64_t, 3>& grid, int shared_bytes) {
   LaunchConfig config{};

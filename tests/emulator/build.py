@@ -19,7 +19,7 @@ import shlex
 import shutil
 import subprocess
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,22 +82,19 @@ EMULATOR_SOURCES = (
 )
 
 
-def wgmma_sources() -> list[Path]:
-    """The kernels of `kernel_sources` with wgmma, which take seconds to compile, and their bindings."""
-    bindings = [HERE / "bindings_wgmma.cpp", HERE / "bindings_params.cpp"]
-    return [*bindings, *sorted(CUDA.glob("*_wgmma_nhwc.cu"))]
-
-
-def kernel_sources() -> list[Path]:
-    """The kernels and planners of csrc/cuda, and their bindings."""
-    bindings = [HERE / "bindings.cpp", HERE / "bindings_params.cpp"]
-    return [*bindings, *sorted(CUDA.glob("*.cpp")), *sorted(CUDA.glob("*.cu"))]
+def sources(bindings: Sequence[str], *kernels: str, without: str = "nothing") -> list[Path]:
+    """The bindings, and the sources of csrc/cuda whose names match the patterns and do not begin with `without`."""
+    found = sorted(source for pattern in kernels for source in CUDA.glob(pattern))
+    return [*(HERE / f"bindings{name}.cpp" for name in bindings), *(s for s in found if not s.stem.startswith(without))]
 
 
 #: The modules that can be loaded: the sources of each.
 MODULES = {
-    "kernels": kernel_sources,
-    "wgmma": wgmma_sources,
+    "convolutions": lambda: sources(("", "_params", "_convolutions"), "*.cpp", "*.cu", without="separable"),
+    # All of csrc/cuda: the planner of blocks weighs them against two convolutions.
+    "separable": lambda: sources(("", "_params", "_separable"), "*.cpp", "*.cu"),
+    # Of the convolutions those which are compiled in seconds.
+    "wgmma": lambda: sources(("_params", "_wgmma"), "*_wgmma_nhwc.cu"),
     "planted_bugs": lambda: [HERE / "bindings_planted_bugs.cpp", *sorted(HERE.glob("planted_bugs*.cu"))],
 }
 
@@ -134,7 +131,7 @@ def environment(build: str) -> dict[str, str]:
 
 
 @functools.cache
-def load(build: str = "plain", module: str = "kernels") -> ModuleType:
+def load(build: str = "plain", module: str = "convolutions") -> ModuleType:
     """Compiles what changed and imports one of `MODULES`, made as one of `BUILDS`, or "coverage", says.
 
     Raises:

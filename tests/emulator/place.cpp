@@ -7,8 +7,9 @@
 namespace cnnext::emulator {
 
 bool Place::operator==(const Place& other) const {
+  const char *file = line.file_name(), *other_file = other.line.file_name();
   return line.line() == other.line.line() && line.column() == other.line.column() &&
-         std::strcmp(line.file_name(), other.line.file_name()) == 0;
+         (file == other_file || std::strcmp(file, other_file) == 0);
 }
 
 std::string describe(const Place& place) {

@@ -117,7 +117,7 @@ void exit_thread() {
   kernel(kernel_arguments);
 #ifdef __SANITIZE_ADDRESS__
   // The sums of products that were not waited for may lie where the next frames do.
-  __asan_unpoison_memory_region(current().stack, StackPool::kBytes);
+  if (products_are_pending()) __asan_unpoison_memory_region(current().stack, StackPool::kBytes);
 #endif
   exit_thread();
 }

@@ -280,6 +280,9 @@ void begin_warpgroups() {
   threads_with_products = 0;
 }
 
+/// Its frame may lie on such sums.
+[[gnu::no_sanitize("address")]] bool products_are_pending() { return threads_with_products > 0; }
+
 void finish_products() {
   const Queue& queue = own_queue();
   if (queue.pending.empty()) return;

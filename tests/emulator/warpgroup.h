@@ -30,6 +30,9 @@ void wgmma_wait(int pending, const Place& place);
 
 void begin_warpgroups();
 
+/// Whether a thread of the block has started a product that it has not waited for.
+bool products_are_pending();
+
 /// The thread ends: fails if one of its products was never waited for.
 void finish_products();
 

@@ -40,6 +40,8 @@ TESTS = {
     "grouped": ("tests/test_cuda_grouped.py", "tests/test_cuda_wgmma.py"),
     "separable": ("tests/test_cuda_separable.py",),
 }
+#: The modules of the emulator that they load.
+MODULES = {"depthwise": ("convolutions",), "grouped": ("convolutions", "wgmma"), "separable": ("separable",)}
 SHARED_BY_GROUPED = ("implicit_gemm", "layout_conversion", "channel_padding")
 REQUIRED = 0.95
 #: The builds that a mutant is tried in, and the seconds of processor time after which its tests count as hanging.
@@ -171,7 +173,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
     for name in BUILDS:
-        emulator.load(name)
+        for module in MODULES[options.family]:
+            emulator.load(name, module)
     places: Queue[Workplace] = Queue()
     for _ in range(options.jobs):
         places.put(Workplace(options.family))
