@@ -329,10 +329,10 @@ def check_random(
             assert_within(result, expected[name], f"{config}: {name}")
 
 
-def run_in_build(name: str, file: str) -> None:
-    """Runs the tests of `file` in a process that tests the build `name` of the emulator."""
+def run_in_build(name: str, file: str, expression: str = "") -> None:
+    """Runs the tests of `file`, of those that `expression` selects, in a process that tests a build of the emulator."""
     environment = {**os.environ, **build.environment(name), "CNNEXT_EMULATOR_BUILD": name}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", file]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", file, "-k", expression]
     root = Path(__file__).parent.parent
     result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root, check=False)
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]

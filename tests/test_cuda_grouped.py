@@ -170,8 +170,14 @@ def test_main_loops_have_no_bank_conflicts(kernels: CudaKernels, name: str, dtyp
     assert not conflicts
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize(
+    "expression",
+    [
+        pytest.param("not_aligned or bank_conflicts or infinities", id="a few"),
+        pytest.param("", id="all", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", [name for name in build.BUILDS if name != "plain"])
 @pytest.mark.skipif(BUILD != "plain", reason="this is a process that it starts")
-def test_in_the_other_builds(name: str) -> None:
-    run_in_build(name, __file__)
+def test_in_the_other_builds(name: str, expression: str) -> None:
+    run_in_build(name, __file__, expression)

@@ -288,7 +288,6 @@ def test_configs_print_what_they_are(kernels: CudaKernels) -> None:
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in build.BUILDS if name != "plain"])
 @pytest.mark.skipif(BUILD != "plain", reason="this is a process that it starts")
 def test_in_the_other_builds(name: str) -> None:
