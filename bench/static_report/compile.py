@@ -5,6 +5,7 @@ Everything is cached under build/static_report by the content of the sources, th
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import importlib.util
@@ -12,10 +13,13 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from bench.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BUILD = ROOT / "build" / "static_report"
@@ -148,6 +152,14 @@ def run_tool(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     return result
 
 
+@contextmanager
+def exclusively(directory: Path, name: str) -> Iterator[None]:
+    """Others that make what has this name in the directory wait, in this process and in others."""
+    with open(directory / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def compile_source(source: Path, architecture: int) -> Compiled:
     """Compile and disassemble a .cu file."""
     flags = ["-std=c++17", "-O3", "-lineinfo", f"-arch={TARGETS[architecture]}", "-cubin", "-Xptxas", "-v"]
@@ -155,14 +167,15 @@ def compile_source(source: Path, architecture: int) -> Compiled:
     directory = BUILD / f"sm_{architecture}"
     directory.mkdir(parents=True, exist_ok=True)
     cubin, ptxas, sass = (directory / f"{source.stem}-{key}.{suffix}" for suffix in ("cubin", "ptxas", "sass"))
-    if not sass.exists():
-        for stale in directory.glob(f"{source.stem}-*"):
-            stale.unlink(missing_ok=True)
-        said = run_tool([nvcc(), *flags, str(source), "-o", str(cubin)]).stderr
-        ptxas.write_text(said, encoding="utf-8")
-        text = run_tool([nvdisasm(), "-c", "-hex", "-gi", str(cubin)]).stdout
-        # nvdisasm pads its columns to the longest name.
-        sass.write_text(re.sub(r"[ \t]{8,}", "        ", text), encoding="utf-8")
+    with exclusively(directory, source.stem):
+        if not sass.exists():
+            for stale in directory.glob(f"{source.stem}-*"):
+                stale.unlink(missing_ok=True)
+            said = run_tool([nvcc(), *flags, str(source), "-o", str(cubin)]).stderr
+            ptxas.write_text(said, encoding="utf-8")
+            text = run_tool([nvdisasm(), "-c", "-hex", "-gi", str(cubin)]).stdout
+            # The last of the files, and whole or not there. nvdisasm pads its columns to the longest name.
+            write_text(sass, re.sub(r"[ \t]{8,}", "        ", text))
     return Compiled(source, architecture, cubin, ptxas.read_text(encoding="utf-8"), sass.read_text(encoding="utf-8"))
 
 

@@ -10,7 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.static_report.compile import BUILD, CUDA_SOURCES, ROOT, ToolMissingError, content_key, jobs, run_tool
+from bench.static_report.compile import (
+    BUILD,
+    CUDA_SOURCES,
+    ROOT,
+    ToolMissingError,
+    content_key,
+    exclusively,
+    jobs,
+    run_tool,
+)
 from bench.static_report.rates import WARP, Architecture
 
 HERE = Path(__file__).resolve().parent
@@ -185,10 +194,11 @@ def _compile(source: Path, flags: Sequence[str]) -> Path:
     key = content_key([source, HERE / "recorder" / "emulator.h"], *flags)
     target = BUILD / "recorder" / f"{source.stem}-{key}.o"
     target.parent.mkdir(parents=True, exist_ok=True)
-    if not target.exists():
-        for stale in target.parent.glob(f"{source.stem}-*.o"):
-            stale.unlink(missing_ok=True)
-        run_tool(["g++", *flags, "-x", "c++", "-c", str(source), "-o", str(target)])
+    with exclusively(target.parent, source.stem):
+        if not target.exists():
+            for stale in target.parent.glob(f"{source.stem}-*.o"):
+                stale.unlink(missing_ok=True)
+            run_tool(["g++", *flags, "-x", "c++", "-c", str(source), "-o", str(target)])
     return target
 
 
@@ -201,10 +211,11 @@ def _library() -> tuple[ctypes.CDLL, dict[int, str]]:
     with ThreadPoolExecutor(jobs()) as pool:
         objects = list(pool.map(lambda source: _compile(source, flags), _sources()))
     library = BUILD / "recorder" / f"recorder-{content_key(objects)}.so"
-    if not library.exists():
-        for stale in library.parent.glob("recorder-*.so"):
-            stale.unlink(missing_ok=True)
-        run_tool(["g++", "-shared", "-Wl,-z,lazy", "-o", str(library), *map(str, objects), "-ldl"])
+    with exclusively(library.parent, "library"):
+        if not library.exists():
+            for stale in library.parent.glob("recorder-*.so"):
+                stale.unlink(missing_ok=True)
+            run_tool(["g++", "-shared", "-Wl,-z,lazy", "-o", str(library), *map(str, objects), "-ldl"])
     names = {}
     symbols = subprocess.run(["nm", "--defined-only", str(library)], capture_output=True, text=True, check=True)
     for line in symbols.stdout.splitlines():
