@@ -18,6 +18,7 @@ from tests.cuda_kernels import (
     CudaKernels,
     Operands,
     Placement,
+    Variant,
     check_integers,
     check_random,
     exact_results,
@@ -59,6 +60,17 @@ def test_integers_are_exact(kernels: CudaKernels, case: Case, dtype: torch.dtype
 @pytest.mark.parametrize("case", CASES[::2], **IDS)
 def test_random_values(kernels: CudaKernels, case: Case, dtype: torch.dtype, layout: str, op: str) -> None:
     check_random(kernels, op, case, dtype, Placement(layout))
+
+
+@pytest.mark.parametrize("op", OPS[:2])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", FAST_DTYPES, **IDS)
+@pytest.mark.parametrize("name", ["mobilenet_14", "mobilenet_28_s2", "filter_5x5", "cuda_7x7"])
+def test_filter_and_bias_that_are_not_aligned(
+    kernels: CudaKernels, name: str, dtype: torch.dtype, layout: str, op: str
+) -> None:
+    (case,) = by_name("depthwise", name)
+    check_integers(kernels, op, case, dtype, Placement(layout), Variant("depthwise", filter_offset=1))
 
 
 @pytest.mark.parametrize("op", OPS)
