@@ -36,7 +36,7 @@ OUTPUT = ROOT / "build" / "emulator"
 
 @dataclass(frozen=True)
 class Build:
-    """How one of the builds is made."""
+    """How one of the builds is made. Of debug information, the lines and what was inlined there (-g1) are enough."""
 
     flags: tuple[str, ...]  # for everything but the bindings
     kernel_flags: tuple[str, ...] = ()  # for .cu files, in addition
@@ -50,7 +50,7 @@ _SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize=vptr,pointer-overf
 BUILDS = {
     "plain": Build(flags=("-O2",)),
     "checked": Build(
-        flags=("-O2", "-g"),
+        flags=("-O2", "-g1"),
         # Structures stay whole, so that a vector's access is seen as the one that it is on a GPU.
         kernel_flags=(
             *("-O1", "-fno-tree-sra", "-fno-ipa-sra"),
@@ -58,7 +58,7 @@ BUILDS = {
         ),
         memory=("happens_before.cpp", "memory_checked.cpp", "tsan_hooks.cpp"),
     ),
-    "sanitized": Build(flags=("-O1", "-g", *_SANITIZERS), link_flags=_SANITIZERS),
+    "sanitized": Build(flags=("-O1", "-g1", *_SANITIZERS), link_flags=_SANITIZERS),
 }
 
 #: One more, for python -m tests.emulator.coverage: it counts how often each line runs.
@@ -171,7 +171,9 @@ def _build(build: str, name: str, sources: list[Path]) -> Path:
 def _compile(settings: Build, headers: Path, directory: Path, source: Path) -> Path:
     """The object of a source, compiled if it has to be."""
     command = ["g++", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wno-unknown-pragmas"]
-    if source.name.startswith("bindings"):
+    if source.name.startswith("bindings"):  # the same for all builds
+        directory = OUTPUT / "bindings"
+        directory.mkdir(exist_ok=True)
         command += ["-O1"]
     else:
         command += [*settings.flags, *(settings.kernel_flags if source.suffix == ".cu" else ())]

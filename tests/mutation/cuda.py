@@ -95,7 +95,7 @@ class Workplace:
         self.root = Path(self._directory.name)
         for name in COPIED:
             _copy(ROOT / name, self.root / name, shutil.copy2)
-        for name in BUILDS:
+        for name in (*BUILDS, "bindings"):
             _copy(emulator.OUTPUT / name, self.root / "compiled" / name, os.link)
         # Their records name files; a record is replaced, not changed, so that the original stays as it is.
         for record in (self.root / "compiled").glob("*/*.json"):
