@@ -166,6 +166,8 @@ def evaluate(text: str, **registers: int) -> State:
         ("SEL R0, R1, R2, !P1", {"R1": 1, "R2": 2, "P1": 1}, 2),
         ("VIMNMX R0, R1, R2, PT", {"R1": -1, "R2": 2}, -1),
         ("VIMNMX.U32 R0, R1, R2, PT", {"R1": -1, "R2": 2}, 2),
+        ("IMNMX.S64 PT, PT, R0, R2, R4, PT, !PT", {"R2": 9, "R3": 1, "R4": 8, "R5": 1}, 8),
+        ("IMNMX.S64 PT, PT, R0, R2, R4, !PT, !PT", {"R2": 9, "R3": 1, "R4": 8, "R5": -1}, 9),
         ("VIADDMNMX.RELU R0, R1, R2, R3, PT", {"R1": -4, "R2": 2, "R3": 5}, 0),
         ("PRMT R0, R1, 0x5410, R2", {"R1": 0xAAAA1111, "R2": 0xBBBB2222}, 0x22221111),
         ("IABS R0, R1", {"R1": -9}, 9),

@@ -419,13 +419,15 @@ def _select(suffixes: list[str], operands: Sequence[str]) -> Step:
 
 
 def _minmax(suffixes: list[str], operands: Sequence[str]) -> Step:
+    wide = "S64" in suffixes or "U64" in suffixes
+    # Of 64 bits, from sm_100 on, predicates that nobody reads come first, and one more comes last.
+    _, operands = _split_predicates(operands, 0)
     _, rest = _split_predicates(operands, 1)
     sources, predicates = _trailing_predicates(rest)
-    wide = "S64" in suffixes or "U64" in suffixes
     unsigned = "U32" in suffixes or "U64" in suffixes
     read = read64 if wide else read32
     reads = [read(text) for text in sources]
-    takes_minimum = read_predicate(predicates[-1])
+    takes_minimum = read_predicate(predicates[0 if wide else -1])
     at_least_zero = "RELU" in suffixes
     write = write64(operands[0]) if wide else write32(operands[0])
 
