@@ -82,15 +82,15 @@ EMULATOR_SOURCES = (
 )
 
 
-def sources(bindings: Sequence[str], *kernels: str, without: str = "nothing") -> list[Path]:
-    """The bindings, and the sources of csrc/cuda whose names match the patterns and do not begin with `without`."""
+def sources(bindings: Sequence[str], *kernels: str, without: tuple[str, ...] = ()) -> list[Path]:
+    """The bindings, and the sources of csrc/cuda whose names match the patterns and begin with none of `without`."""
     found = sorted(source for pattern in kernels for source in CUDA.glob(pattern))
     return [*(HERE / f"bindings{name}.cpp" for name in bindings), *(s for s in found if not s.stem.startswith(without))]
 
 
 #: The modules that can be loaded: the sources of each.
 MODULES = {
-    "convolutions": lambda: sources(("", "_params", "_convolutions"), "*.cpp", "*.cu", without="separable"),
+    "convolutions": lambda: sources(("", "_params", "_convolutions"), "*.cpp", "*.cu", without=("separable",)),
     # All of csrc/cuda: the planner of blocks weighs them against two convolutions.
     "separable": lambda: sources(("", "_params", "_separable"), "*.cpp", "*.cu"),
     # Of the convolutions those which are compiled in seconds.
