@@ -95,6 +95,16 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "shape.layout = layout;",
     ): "the planner takes only strides that are equal",
     (
+        "separable_nhwc.cu",
+        "constexpr bool kTwo = Tile::kM != 64 && !std::is_same_v<Math, Tf32Math>;",
+        "constexpr int kMinBlocks = Tile::kThreads == 128 ? 3 : kTwo ? 2 : 1;",
+    ): "launch bounds: other registers, the same results; the static report's budget has them",
+    (
+        "separable_nhwc.cu",
+        "constexpr int kMinBlocks = Tile::kThreads != 128 ? 3 : kTwo ? 2 : 1;",
+        "launch(separable_nhwc_kernel<T, Math, Tile, filter(), stride(), kMinBlocks>,",
+    ): "launch bounds: other registers, the same results; the static report's budget has them",
+    (
         "separable_residual.cu",
         "const int64_t elements = params.N * params.K + params.P * params.Q;",
         "const LaunchConfig config = thread_per_element(Kernel::kSeparableNhwc, elements);",
